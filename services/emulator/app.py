@@ -1,0 +1,166 @@
+"""The emulator's HTTP server: OpenAI's chat completions, a model list, and its own ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from pydantic import ValidationError
+
+from services.emulator import wire
+from services.emulator.answers import answer, tokens
+from services.emulator.chat import ChatRequest
+from services.emulator.draws import digest
+from services.emulator.faults import caller_of, cut_off, draw_fault, malform
+from services.emulator.ledger import Ledger
+from services.emulator.rate_limit import RateLimit
+from services.emulator.settings import EmulatorSettings
+
+_LONGEST_KEY = 255  # characters of an idempotency key
+
+
+def _refuse(
+    status: int, body: wire.Body, *, headers: dict[str, str] | None = None, close: bool = False
+) -> web.Response:
+    response = web.json_response(body, status=status, headers=headers)
+    if close:
+        response.force_close()
+    return response
+
+
+class _Emulator:
+    """The handlers and what they share. `clock` gives seconds and only ever goes forward."""
+
+    def __init__(self, settings: EmulatorSettings, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._limit = RateLimit(settings.rpm, clock)
+
+    async def health(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def models(self, _request: web.Request) -> web.Response:
+        return web.json_response(wire.model_list(self._settings.model_name))
+
+    async def ledger(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._ledger.view().model_dump())
+
+    async def reset(self, _request: web.Request) -> web.Response:
+        self._ledger.reset()
+        return web.json_response({"status": "ok"})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not 0 < len(key) <= _LONGEST_KEY:
+            message = f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters."
+            return _refuse(400, wire.error(message, "invalid_request_error"))
+        try:
+            asked = ChatRequest.model_validate_json(body)
+        except ValidationError as problem:
+            first = problem.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return _refuse(400, wire.error(first["msg"], "invalid_request_error", param=where or None))
+        if asked.model != self._settings.model_name:
+            message = f"The model `{asked.model}` does not exist or you do not have access to it."
+            return _refuse(404, wire.error(message, "invalid_request_error", "model_not_found", "model"))
+        return await self._reply(request, asked, key, caller_of(key, body))
+
+    async def _reply(
+        self, request: web.Request, asked: ChatRequest, key: str | None, caller: str
+    ) -> web.StreamResponse:
+        settings = self._settings
+        arrival = self._ledger.arrive(key, caller)
+        fault = draw_fault(settings.fault_rates(), settings.seed, caller, arrival)
+        wait = self._limit.admit()
+        if wait is None and fault == "rate_limited":
+            wait = settings.retry_after_s
+        if wait is not None:
+            self._ledger.settle(key, 429)
+            message = f"Rate limit reached for requests. Please try again in {wait}s."
+            limited = wire.error(message, "requests", "rate_limit_exceeded")
+            return _refuse(429, limited, headers={"Retry-After": str(wait)})
+        if settings.latency_ms:
+            await asyncio.sleep(settings.latency_ms / 1000)
+        if fault == "server_error":
+            self._ledger.settle(key, 500)
+            message = "The server had an error while processing your request. Sorry about that!"
+            return _refuse(500, wire.error(message, "server_error"))
+
+        said = answer(asked)
+        if fault == "cut":
+            said = cut_off(said, settings.seed, caller, arrival)
+        elif fault == "malformed":
+            said = malform(said, settings.seed, caller, arrival)
+        prompt_tokens, completion_tokens = tokens(asked.prompt()), tokens(said.text) * asked.n
+        used = wire.usage(prompt_tokens, completion_tokens)
+        answer_id = digest(caller, arrival)[:24]
+        self._ledger.settle(key, 200, prompt_tokens, completion_tokens)
+        if not asked.stream:
+            return web.json_response(wire.completion(said, answer_id, asked.model, asked.n, used))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        for event in wire.stream(said, answer_id, asked.model, asked.n, used, include_usage=with_usage):
+            await response.write(event.encode())
+        await response.write_eof()
+        return response
+
+
+def _check_key(
+    settings: EmulatorSettings,
+) -> Middleware:
+    """A middleware that lets only callers with the key in, where one is set; `/healthz` is open to all."""
+    key = settings.api_key.get_secret_value() if settings.api_key is not None else None
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        allowed = key is None or hmac.compare_digest(given.encode(), key.encode())
+        if not allowed and request.path != "/healthz":
+            message = "Incorrect API key provided."
+            refusal = wire.error(message, "invalid_request_error", "invalid_api_key")
+            return _refuse(401, refusal, close=True)
+        return await handler(request)
+
+    return check
+
+
+@web.middleware
+async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives aiohttp's own refusals (path, method, size of the body) OpenAI's error shape."""
+    try:
+        return await handler(request)
+    except web.HTTPError as problem:
+        return _refuse(problem.status, wire.error(problem.reason, "invalid_request_error"), close=True)
+
+
+def make_app(
+    settings: EmulatorSettings, ledger: Ledger, clock: Callable[[], float] = time.monotonic
+) -> web.Application:
+    """The server as an aiohttp application. The caller owns and closes the ledger."""
+    emulator = _Emulator(settings, ledger, clock)
+    app = web.Application(middlewares=[_openai_errors, _check_key(settings)], client_max_size=settings.max_body_bytes)
+    app.add_routes(
+        [
+            web.get("/healthz", emulator.health),
+            web.get("/v1/models", emulator.models),
+            web.post("/v1/chat/completions", emulator.chat),
+            web.get("/emulator/ledger", emulator.ledger),
+            web.post("/emulator/reset", emulator.reset),
+        ]
+    )
+    return app
+
+
+async def start(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+    """Listens; returns the runner (its `cleanup()` stops the server) and the port (a free one for 0)."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    return runner, int(runner.addresses[0][1])

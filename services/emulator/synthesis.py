@@ -1,0 +1,71 @@
+"""Answers a synthesis prompt: new message/record pairs, aimed at the intents of the examples given."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pydantic import JsonValue
+
+from services.emulator.chat import ChatRequest, conversation_key
+from services.emulator.draws import draws
+from services.emulator.grammar import INTENTS
+from services.emulator.likeness import is_near_copy
+from services.emulator.writer import write_message
+
+DEFAULT_PAIRS = 5
+MAX_PAIRS = 50
+NEAR_COPY = 85.0
+_TRIES_A_PAIR = 100
+_LONGEST_EXAMPLE = 400  # characters; a longer line of the prompt is no support message
+_COUNT = re.compile(r"\b(\d{1,4})\s+(?:(?:new|more|further)\s+)?pairs\b", re.IGNORECASE)
+_INTENT = re.compile(r'\\?"intent\\?"\s*:\s*\\?"([a-z_]+)')
+
+
+def pairs_wanted(prompt: str) -> int:
+    """The number in text like "Write 10 new pairs", the last of them, 1 to 50; 5 where there is none."""
+    found: list[str] = _COUNT.findall(prompt)
+    return min(max(int(found[-1]), 1), MAX_PAIRS) if found else DEFAULT_PAIRS
+
+
+def intents_shown(prompt: str) -> list[str]:
+    """Intents of the records in the prompt's examples, in the order of the grammar."""
+    seen = set(_INTENT.findall(prompt))
+    return [intent for intent in INTENTS if intent in seen]
+
+
+def messages_shown(prompt: str) -> list[str]:
+    """What could be an example's message: each line, without a label, and the texts of a line that is JSON."""
+    found: dict[str, None] = {}
+    for line in prompt.splitlines():
+        found[line.strip()] = None
+        found[re.sub(r"^\W*[\w ]{1,20}:\s*", "", line).strip()] = None
+        try:
+            record: JsonValue = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            found.update({value: None for value in record.values() if isinstance(value, str)})
+    return [text for text in found if 0 < len(text) <= _LONGEST_EXAMPLE]
+
+
+def write_pairs(request: ChatRequest) -> list[dict[str, str]]:
+    """Pairs `{"prompt": message, "answer": record}`, none a near copy of a line of the prompt or of another.
+
+    Half of them have an intent that the examples show (where there are any), the others any intent: data
+    aimed only at what was weak unlearns the rest. A function of the request's messages, schema and seed.
+    """
+    prompt = request.prompt()
+    rng = draws("synthesis", conversation_key(request))
+    shown = intents_shown(prompt)
+    texts = messages_shown(prompt)
+    pairs: list[dict[str, str]] = []
+    for number in range(pairs_wanted(prompt)):
+        intent = rng.choice(shown if shown and number % 2 == 0 else INTENTS)
+        for _ in range(_TRIES_A_PAIR):
+            message = write_message(rng, intent)
+            if not is_near_copy(message.text, texts, NEAR_COPY):
+                texts.append(message.text)
+                pairs.append({"prompt": message.text, "answer": message.meaning.as_json()})
+                break
+    return pairs

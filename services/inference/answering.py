@@ -1,0 +1,45 @@
+"""From a shard of rows to requests, and from generations to what evaluators read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamaduo.datasets import Row, ShardRow
+from llamaduo.events import ResponsesRequested
+from llamaduo.identity import seed_of
+from services.inference.engine import Generation, GenerationRequest
+
+
+def shard_of(rows: Sequence[Row], asked: ResponsesRequested) -> list[Row]:
+    """The rows of the shard that is asked for."""
+    return list(rows[asked.shard * asked.size : (asked.shard + 1) * asked.size])
+
+
+def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | None) -> list[GenerationRequest]:
+    """One request a row; sampling seeds come from migration, candidate, row and sample."""
+    return [
+        GenerationRequest(
+            row=row.id,
+            messages=[message.model_dump() for message in row.prompt],
+            model=model,
+            k=asked.answers_per_prompt,
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            seed=[
+                seed_of(asked.migration, asked.candidate.key, row.id, sample)
+                for sample in range(asked.answers_per_prompt)
+            ],
+            reference=row.answer,
+        )
+        for row in rows
+    ]
+
+
+def shard_rows(rows: Sequence[Row], generations: Sequence[Generation]) -> list[ShardRow]:
+    """What evaluators read, in the order of `rows`."""
+    return [
+        ShardRow(
+            row=row.id, messages=row.prompt, reference=row.answer, answers=list(generation.answers), meta=row.meta
+        )
+        for row, generation in zip(rows, generations, strict=True)
+    ]

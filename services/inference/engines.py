@@ -1,0 +1,139 @@
+"""The one engine of this process: started for the base model that is asked for, changed when nobody uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from llamaduo.artifacts import ArtifactStore
+from llamaduo.base_models import resolve
+from llamaduo.errors import AdapterRejected
+from llamaduo.events import Adapter
+from services.inference.adapter_check import read_base_shapes
+from services.inference.adapter_store import AdapterStore
+from services.inference.engine import AdapterFiles, InferenceEngine
+from services.inference.fake_engine import FakeEngine
+from services.inference.remote_server import RemoteServer
+from services.inference.settings import InferenceSettings
+from services.inference.vllm_engine import BaseModel, EngineLimits, Refetch, VllmEngine
+from services.inference.vllm_process import VllmOptions, VllmProcess, detect_device
+
+log = logging.getLogger(__name__)
+
+MakeEngine = Callable[[str, int], Awaitable[InferenceEngine]]
+"""(base model, largest adapter rank) -> an engine that is not started yet"""
+
+
+async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model: str, rank: int) -> InferenceEngine:
+    """An engine for this base model, not started yet. UserInputError where the model cannot be had."""
+    if settings.inference_engine == "fake":
+        return FakeEngine(delay_s=settings.fake_delay_s)
+    state = settings.state_dir.resolve()
+    device = detect_device()
+    limits = EngineLimits(
+        max_adapters=settings.max_adapters,
+        max_rank=rank,
+        concurrency=settings.concurrency,
+        # Where a server of somebody else's runs is not known: the CPU's needs are the safe ones.
+        take_turns=device == "cpu" or settings.inference_engine == "url",
+        host=settings.api_host,
+        port=settings.api_port,
+    )
+    store = AdapterStore(state / "served")
+    if settings.inference_engine == "url":
+        server = RemoteServer(settings.engine_url or "")
+        return VllmEngine(server, BaseModel("", None, None), store, limits, refetch)
+    base = await resolve(base_model, state / "models")
+    options = VllmOptions(
+        python=settings.vllm_python.absolute(),
+        model=base.folder,
+        model_name=base.name,
+        log=state / "logs" / "vllm.log",
+        device=device,
+        dtype=settings.dtype,
+        max_length=settings.max_length,
+        max_adapters=settings.max_adapters,
+        max_rank=rank,
+        max_sequences=settings.concurrency,
+    )
+    shapes = await asyncio.to_thread(read_base_shapes, base.folder)
+    return VllmEngine(VllmProcess(options), BaseModel(base.name, base.digest, shapes), store, limits, refetch)
+
+
+class EngineRoom:
+    """Holds the engine; `use(base)` waits until it serves that base model."""
+
+    def __init__(self, make: MakeEngine) -> None:
+        self._make = make
+        self._changing = asyncio.Lock()
+        self._unused = asyncio.Condition()
+        self._users = 0
+        self._base: str | None = None
+        self._rank = 0
+        self._engine: InferenceEngine | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where the served models answer, or an empty string."""
+        return self._engine.base_url if self._engine is not None else ""
+
+    def problem(self) -> str | None:
+        """Why the engine cannot answer now, if it was started."""
+        if self._engine is not None and not self._engine.healthy():
+            return "the engine is not up"
+        return None
+
+    @asynccontextmanager
+    async def use(self, base_model: str, rank: int) -> AsyncIterator[InferenceEngine]:
+        """The engine on this base model, for adapters up to this rank; a change waits until nobody uses this one."""
+        async with self._changing:
+            if self._base != base_model or self._engine is None or rank > self._rank:
+                async with self._unused:
+                    await self._unused.wait_for(lambda: self._users == 0)
+                await self._change(base_model, rank)
+            assert self._engine is not None
+            engine = self._engine
+            self._users += 1
+        try:
+            yield engine
+        finally:
+            async with self._unused:
+                self._users -= 1
+                self._unused.notify_all()
+
+    async def _change(self, base_model: str, rank: int) -> None:
+        await self.close()
+        log.info("starting the engine on %s for adapters up to rank %d", base_model, rank)
+        engine = await self._make(base_model, rank)
+        await engine.start()
+        self._engine, self._base, self._rank = engine, base_model, rank
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        engine, self._engine, self._base = self._engine, None, None
+        if engine is not None:
+            await engine.stop()
+
+
+async def fetch_adapter(store: ArtifactStore, adapter: Adapter, name: str, folder: Path) -> AdapterFiles:
+    """The adapter's files on this machine's disk, each checked against its digest."""
+    target = folder / adapter.digest
+    if not target.is_dir():
+        # Shards are answered side by side: each fetches for itself, the first whole folder stays.
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-", ignore_cleanup_errors=True) as name_of_temp:
+            whole = Path(name_of_temp) / "adapter"
+            for file, ref in adapter.files.items():
+                if "/" in file or file.startswith("."):
+                    raise AdapterRejected(f"an adapter's file has a plain name, not {file!r}")
+                await store.fetch(ref, whole / file)
+            with contextlib.suppress(OSError):
+                whole.rename(target)
+    return AdapterFiles(
+        name=name, folder=target, digest=adapter.digest, rank=adapter.rank, base_digest=adapter.base_digest
+    )

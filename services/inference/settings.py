@@ -1,0 +1,35 @@
+"""Settings of the inference service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from llamaduo.settings import ServiceSettings
+
+
+class InferenceSettings(ServiceSettings):
+    """Read from the environment, prefix `LLAMADUO_`."""
+
+    inference_engine: Literal["vllm", "url", "fake"] = Field(
+        "vllm", description="vLLM of our own, one by URL, or the fake"
+    )
+    engine_url: str | None = Field(None, description="with engine=url: an OpenAI-compatible vLLM, ending in /v1")
+    vllm_python: Path = Field(Path(".venv-vllm/bin/python"), description="interpreter of vLLM's own environment")
+    base_model: str | None = Field(None, description="start vLLM with this at once; else with the first migration")
+    dtype: str = Field("auto", description="vLLM's dtype")
+    max_length: int = Field(2048, ge=64, description="tokens of prompt and answer")
+    max_adapters: int = Field(4, ge=1, le=64, description="adapters served at once")
+    max_rank: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="largest adapter rank; unset: that of the migration (on a CPU more costs time)",
+    )
+    concurrency: int = Field(32, ge=1, le=1024, description="prompts in flight")
+    shards_at_once: int = Field(2, ge=1, le=16, description="shards answered side by side")
+    api_host: str = Field("127.0.0.1", description="where the OpenAI endpoint of the served models listens")
+    api_port: int = Field(0, ge=0, le=65535, description="0: a free port")
+    fake_delay_s: float = Field(0.0, ge=0, description="with engine=fake: seconds a prompt takes")

@@ -1,0 +1,37 @@
+"""The judge on the bus: one evaluator, its own process and durable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamaduo.bus.service import Service
+from llamaduo.datasets import ShardRow
+from llamaduo.evaluating import evaluator_service
+from llamaduo.evaluators import Evaluator, Score, Scored, Task
+from llamaduo.service_llm.on_bus import ClientOnBus
+from services.judge.catalogue import make
+from services.judge.settings import JudgeSettings
+
+
+def build(settings: JudgeSettings) -> Service:
+    """The evaluator that the settings name, as a service."""
+    late = ClientOnBus()
+    declared = make(settings.evaluator, None)
+
+    async def score(rows: Sequence[ShardRow], task: Task) -> list[Score] | Scored:
+        return await make(settings.evaluator, late.get()).score(rows, task)
+
+    service = evaluator_service(
+        Evaluator(
+            name=declared.name,
+            version=declared.version,
+            metrics=declared.metrics,
+            score=score,
+            cost_per_row=declared.cost_per_row,
+            concurrency=declared.concurrency,
+        ),
+        settings,
+    )
+    service.on_open(late.open)
+    service.on_close(late.close)
+    return service

@@ -1,0 +1,71 @@
+"""Keeps the good ones of the pairs a teacher wrote, and counts why the others were dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from llamaduo.datasets import Row
+from llamaduo.events import Split
+from services.synthesizer.answer_form import answer_form, conform
+from services.synthesizer.asking import Pair
+from services.synthesizer.near_copies import CopyFinder, comparable, shared_frame
+
+Dropped = Literal["malformed", "near_copy_held", "duplicate", "near_copy_train"]
+FILTERS: tuple[Dropped, ...] = ("malformed", "near_copy_held", "duplicate", "near_copy_train")
+LENGTH_SLACK = 20  # characters, so that a set of one-word answers does not forbid a longer word
+
+
+class Screen:
+    """The filters of one round. Each admitted pair is compared with by the later ones.
+
+    A pair is dropped by the first of: `malformed` (empty, more than twice as long as nearly all of the
+    team's own rows, or not the JSON object that all their answers are), `near_copy_held` (resembles a
+    validation, test or holdout row: contamination), `duplicate` (a prompt we have, but for case and
+    punctuation), `near_copy_train` (resembles a train row or one admitted before).
+    """
+
+    def __init__(self, splits: Mapping[Split, Sequence[Row]], near_copy: float) -> None:
+        own = [row for rows in splits.values() for row in rows if row.source == "coverage"]
+        self._form = answer_form([row.answer for row in own])
+        self._frame = shared_frame(row.user_text for row in own)
+        self._prompt_limit = _length_limit([row.user_text for row in own])
+        self._answer_limit = _length_limit([row.answer for row in own])
+        held = [row for split, rows in splits.items() if split != "train" for row in rows]
+        train = [comparable(row.user_text, self._frame) for row in splits["train"]]
+        self._held = CopyFinder((comparable(row.user_text, self._frame) for row in held), near_copy)
+        self._ours = CopyFinder(train, near_copy)
+        self._seen = {text.whole for text in train}
+
+    def admit(self, pair: Pair) -> Pair | Dropped:
+        """The pair in its final form, or the filter that drops it."""
+        prompt, answer = pair.prompt.strip(), conform(pair.answer, self._form)
+        if not prompt or answer is None or not _is_unicode(prompt + answer):
+            return "malformed"
+        if len(prompt) > self._prompt_limit or len(answer) > self._answer_limit:
+            return "malformed"
+        text = comparable(prompt, self._frame)
+        if self._held.resembles(text) or self._held.overlaps(text):
+            return "near_copy_held"
+        if text.whole in self._seen:
+            return "duplicate"
+        if self._ours.resembles(text):
+            return "near_copy_train"
+        self._ours.add(text)
+        self._seen.add(text.whole)
+        return Pair(prompt=prompt, answer=answer)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can hold and no file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _length_limit(texts: Sequence[str]) -> int:
+    """Twice the length below which 99 % of the texts are, in characters."""
+    lengths = sorted(len(text) for text in texts)
+    return 2 * lengths[min(len(lengths) - 1, int(len(lengths) * 0.99))] + LENGTH_SLACK if lengths else 0

@@ -1,0 +1,145 @@
+"""The trainer on the bus: a round's data in, its adapter out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamaduo.artifacts import ArtifactStore
+from llamaduo.base_models import ResolvedBase, resolve
+from llamaduo.bus.connection import Bus
+from llamaduo.bus.mirror import Mirror
+from llamaduo.bus.service import Service
+from llamaduo.bus.settling import Work
+from llamaduo.errors import PermanentError, UserInputError
+from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, WorkSpan
+from llamaduo.identity import adapter_digest
+from llamaduo.migrations.spec import MigrationSpec
+from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
+from services.trainer.fake_engine import FakeTrainingEngine
+from services.trainer.settings import TrainerSettings
+from services.trainer.trl_engine import TrlEngine
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """The handler and its engine."""
+
+    def __init__(self, settings: TrainerSettings, engine: TrainingEngine) -> None:
+        self._settings, self._engine = settings, engine
+
+    async def train(self, event: DatasetReady, work: Work) -> Sequence[Event]:
+        """Fine-tune on the round's data."""
+        view = await work.view(event.migration)
+        spec = view.spec
+        assert spec is not None
+        store = await work.bus.artifacts()
+        folder = self._settings.state_dir.resolve() / "training" / work.job
+        base = await self._base(spec)
+        job = await prepare(event, spec, base, store, folder)
+        loop = asyncio.get_running_loop()
+        told: set[asyncio.Task[None]] = set()
+
+        def tell(progress: TrainProgress) -> None:
+            note = f"loss {progress.loss:.3f}" if progress.loss is not None else ""
+            if progress.validation_loss is not None:
+                note += f", validation {progress.validation_loss:.3f}"
+            task = loop.create_task(work.progress(event, "training", progress.step, progress.steps, note))
+            told.add(task)
+            task.add_done_callback(told.discard)
+
+        result = await self._engine.train(job, tell)
+        trained = await announce(event, spec, base, store, job, result)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return [trained]
+
+    async def _base(self, spec: MigrationSpec) -> ResolvedBase:
+        if self._settings.training_engine == "fake":
+            return ResolvedBase(name=spec.base_model, folder=Path("fake"), digest="0" * 64)
+        try:
+            return await resolve(spec.base_model, self._settings.state_dir.resolve() / "models")
+        except UserInputError as error:
+            raise PermanentError(str(error)) from error
+
+
+async def prepare(
+    event: DatasetReady, spec: MigrationSpec, base: ResolvedBase, store: ArtifactStore, folder: Path
+) -> TrainJob:
+    """The round's data on this machine's disk, as a job; the same folder again goes on where a kill stopped it."""
+    paths = {}
+    for split in ("train", "validation"):
+        path = folder / f"{split}.jsonl"
+        if event.rows.get(split):
+            await store.fetch(event.splits[split], path)
+            paths[split] = path
+    return TrainJob(
+        train=paths["train"],
+        validation=paths.get("validation"),
+        base_folder=base.folder,
+        base_name=base.name,
+        recipe=spec.recipe,
+        seed=spec.seed,
+        out=folder / "adapter",
+        work=folder / "checkpoints",
+    )
+
+
+async def announce(
+    event: DatasetReady,
+    spec: MigrationSpec,
+    base: ResolvedBase,
+    store: ArtifactStore,
+    job: TrainJob,
+    result: TrainResult,
+) -> AdapterTrained:
+    """Store the adapter's files and say how it was made."""
+    files = {name: await store.put_file(job.out / name, "application/octet-stream") for name in result.files}
+    adapter = Adapter(
+        digest=adapter_digest(result.files),
+        files=files,
+        base_model=base.name,
+        base_digest=base.digest,
+        rank=spec.recipe.rank,
+    )
+    return AdapterTrained(
+        migration=event.migration,
+        submission=event.submission,
+        round=event.round,
+        adapter=adapter,
+        dataset=event.digest,
+        recipe={**spec.recipe.model_dump(mode="json"), "device": result.device, "precision_used": result.precision},
+        steps=result.steps,
+        best_step=result.best_step,
+        loss=result.loss,
+        validation_loss=result.validation_loss,
+        rows_given=result.rows_given,
+        rows_kept=result.rows_kept,
+        rows_cut=result.rows_cut,
+        label_tokens=result.label_tokens,
+        seed=result.seed,
+        versions=result.versions,
+        work=[WorkSpan(kind="training", began=result.began, ended=result.ended)],
+    )
+
+
+def build(settings: TrainerSettings) -> Service:
+    """The trainer service."""
+    if settings.training_engine == "fake":
+        return _service(settings, FakeTrainingEngine(settings.fake_seconds))
+    engine = TrlEngine(keep_spare=settings.keep_spare)
+
+    async def warm_up(_bus: Bus, _mirror: Mirror) -> None:
+        await engine.warm_up()
+
+    service = _service(settings, engine)
+    service.on_open(warm_up)
+    service.on_close(engine.close)
+    return service
+
+
+def _service(settings: TrainerSettings, engine: TrainingEngine) -> Service:
+    return Service("trainer", settings, roles={"trainer": (Trainer(settings, engine).train, 1)})

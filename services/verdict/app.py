@@ -1,0 +1,39 @@
+"""The verdict on the bus: every event is a reason to look at the log again and say what is due."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from llamaduo.bus.connection import Bus
+from llamaduo.bus.mirror import Mirror
+from llamaduo.bus.service import Service
+from llamaduo.bus.settling import Work
+from llamaduo.bus.topology import TIMINGS
+from llamaduo.events import Event
+from services.verdict.deciding import due
+from services.verdict.settings import VerdictSettings
+
+
+async def look_again(event: Event, work: Work) -> Sequence[Event]:
+    """What is due now that this event is in the log."""
+    await work.mirror.up_to(work.seq)
+    view = work.mirror.get(event.migration)
+    return [] if view is None else due(view, datetime.now(UTC))
+
+
+def build(settings: VerdictSettings) -> Service:
+    """The verdict service."""
+    service = Service("verdict", settings, roles={"verdict": (look_again, 1)})
+
+    async def look_at_the_clock(bus: Bus, mirror: Mirror) -> None:
+        """Rules that no event sets off: hours, and evaluators that stay silent."""
+        while True:
+            await asyncio.sleep(TIMINGS[settings.profile].tick)
+            for view in mirror.open():
+                for event in due(view, datetime.now(UTC)):
+                    await bus.publish(event.model_copy(update={"source": f"verdict/{settings.replica}"}))
+
+    service.in_background(look_at_the_clock)
+    return service

@@ -1,0 +1,264 @@
+"""What the verdict has to publish now: one pure function of the folded log and the clock.
+
+Everything it returns carries the id of the question it answers, so saying it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from llamaduo.events import (
+    AdapterTrained,
+    Candidate,
+    DatasetReady,
+    EvalFailed,
+    EvalPassed,
+    Event,
+    MarkedSplit,
+    MigrationCancelled,
+    MigrationCompleted,
+    MigrationStopped,
+    ReferencesRequested,
+    ResponsesRequested,
+    ResumeRequested,
+)
+from llamaduo.migrations.fold import MigrationView
+from llamaduo.migrations.next_step import Stop, after_failure
+from llamaduo.migrations.spec import MigrationSpec
+from services.verdict.judging import judge_round, marks_with_intervals
+from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_marked
+
+BASE = Candidate(kind="base")
+SERVICE = Candidate(kind="service")
+
+
+def due(view: MigrationView, now: datetime) -> list[Event]:
+    """The events to publish, in order; none of them is in the log yet."""
+    spec = view.spec
+    if spec is None or view.ended is not None:
+        return []
+    if view.cancel is not None:
+        ended = MigrationCancelled(
+            migration=view.migration, reason=f"cancelled by {view.cancel.by or 'an operator'}: {view.cancel.why}"
+        )
+        return [ended]
+    try:
+        events = [*_baselines(view, spec), *_rounds(view, spec), *_confirmation(view, spec, now)]
+    except ValueError as error:
+        events = [MigrationStopped(migration=view.migration, rule="error", reason=str(error))]
+    if not any(isinstance(e, MigrationCompleted | MigrationStopped) for e in events):
+        stop = _stop(view, spec, now)
+        events += [stop] if stop else []
+    return [event for event in events if event.id not in view.events]
+
+
+def _shards(rows: int, size: int) -> int:
+    return max(1, math.ceil(rows / size))
+
+
+def _ask(
+    view: MigrationView, data: DatasetReady, candidate: Candidate, split: MarkedSplit, numbers: Sequence[int]
+) -> list[Event]:
+    spec = view.spec
+    assert spec is not None
+    model = ReferencesRequested if candidate.kind == "service" else ResponsesRequested
+    return [
+        model(
+            migration=view.migration,
+            candidate=candidate,
+            split=split,
+            shard=number,
+            of=_shards(data.rows[split], spec.marking.shard_rows),
+            rows=data.splits[split],
+            size=spec.marking.shard_rows,
+            answers_per_prompt=spec.generation.answers,
+            max_tokens=spec.generation.max_tokens,
+            temperature=spec.generation.temperature,
+            evaluators=[e.name for e in spec.evaluators],
+        )
+        for number in numbers
+    ]
+
+
+def _baselines(view: MigrationView, spec: MigrationSpec) -> list[Event]:
+    """The untrained base and the service LLM itself answer the test split once, at the start."""
+    data = view.dataset(0)
+    if data is None:
+        return []
+    size, rows = spec.marking.shard_rows, data.rows["test"]
+    base_rows = min(rows, spec.marking.baseline_rows or rows)
+    return [
+        *_ask(view, data, SERVICE, "test", range(_shards(rows, size))),
+        *_ask(view, data, BASE, "test", range(_shards(base_rows, size))),
+    ]
+
+
+def _rounds(view: MigrationView, spec: MigrationSpec) -> list[Event]:
+    """Waves of shards, and the verdict, for every round whose adapter is there and that is not decided."""
+    events: list[Event] = []
+    for number in view.rounds:
+        trained, data = view.adapter(number), view.dataset(number)
+        if trained is None or data is None or view.decision(number) is not None:
+            continue
+        events += _round(view, spec, number, trained, data)
+    return events
+
+
+def _round(
+    view: MigrationView, spec: MigrationSpec, number: int, trained: AdapterTrained, data: DatasetReady
+) -> list[Event]:
+    candidate = Candidate(kind="adapter", round=number, adapter=trained.adapter)
+    of = _shards(data.rows["test"], spec.marking.shard_rows)
+    local = shards_marked(view, candidate.key, "test", spec.required)
+    service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
+    outcome = judge_round(spec, number, of, local, service)
+    if outcome.verdict == "waiting":
+        ahead = prefix_length(local) + 2 * spec.marking.wave_shards
+        return _ask(view, data, candidate, "test", range(min(of, ahead)))
+    shared = {
+        "migration": view.migration,
+        "round": number,
+        "marks": outcome.marks,
+        "gate": spec.gate.model_dump(mode="json"),
+        "rows": outcome.rows,
+        "note": outcome.note,
+    }
+    if outcome.verdict == "passed":
+        return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
+    return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
+
+
+def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> list[Event]:
+    """After a pass: one look at the holdout, the baselines' marks and the promotion; then the end."""
+    passed = view.passed
+    if passed is None:
+        return []
+    data = view.dataset(passed.round)
+    assert data is not None
+    size = spec.marking.shard_rows
+    holdout = data.rows.get("holdout", 0)
+    events: list[Event] = []
+    waiting = False
+    if holdout:
+        of = _shards(holdout, size)
+        events += _ask(view, data, passed.candidate, "holdout", range(of))
+        waiting = not _complete(view, spec, passed.candidate, "holdout", of, now)
+    for candidate in (BASE, SERVICE):
+        of = len(view.asked(candidate.key, "test"))
+        waiting = waiting or not _complete(view, spec, candidate, "test", of, now)
+    if spec.promotion == "auto" and view.alias is None:
+        waiting = True
+    if not waiting:
+        shards = shards_marked(view, passed.candidate.key, "holdout", spec.required)
+        scored = [s for group in shards.values() for s in group]
+        alpha = 1 - spec.gate.confidence
+        events.append(
+            MigrationCompleted(
+                migration=view.migration,
+                round=passed.round,
+                reason=f"round {passed.round} passed its gate",
+                marks=passed.marks,
+                holdout=marks_with_intervals(rows_of(shards), ranges_of(scored), alpha),
+            )
+        )
+    return events
+
+
+def _complete(
+    view: MigrationView, spec: MigrationSpec, candidate: Candidate, split: MarkedSplit, of: int, now: datetime
+) -> bool:
+    """Whether every mark of these shards that can still come is there.
+
+    What went to the dead letters or was refused never comes; an advisory evaluator is waited for only as long as a
+    required one may stay silent.
+    """
+    lost = {failure.job for failure in view.failures} | {refusal.job for refusal in view.refusals}
+    patience = timedelta(seconds=spec.marking.silent_after_s)
+    asked, generated = view.asked(candidate.key, split), view.generated(candidate.key, split)
+    for shard in range(of):
+        answered = generated.get(shard)
+        if answered is None:
+            if shard in asked and asked[shard].id in lost:
+                continue
+            return False
+        for choice in spec.evaluators:
+            given_up = choice.role == "advisory" and now - answered.at > patience
+            if shard in view.scored(candidate.key, split, choice.name) or answered.id in lost or given_up:
+                continue
+            return False
+    return True
+
+
+def _stop(view: MigrationView, spec: MigrationSpec, now: datetime) -> MigrationStopped | None:
+    """A named rule that ends the migration now, if one does."""
+
+    def stopped(stop: Stop) -> MigrationStopped:
+        last = view.rounds[-1] if view.rounds else None
+        return MigrationStopped(migration=view.migration, rule=stop.rule, reason=stop.reason, round=last)
+
+    for number in view.rounds:
+        if isinstance(view.decision(number), EvalFailed) and view.dataset(number + 1) is None:
+            step = after_failure(view, number)
+            if isinstance(step, Stop):
+                return stopped(step)
+    if view.passed is None and view.refusals:
+        refusal = view.refusals[0]
+        reason = f"the {refusal.what} budget of {refusal.limit:g} is used up ({refusal.spent:g} spent or reserved)"
+        return stopped(Stop("budget", reason))
+    if (failure := _fatal(view, spec)) is not None:
+        return stopped(Stop("error", failure))
+    if view.paused:  # a clock that runs on would end what an operator only halted
+        return None
+    assert view.request is not None
+    hours = (now - view.request.at).total_seconds() / 3600
+    if view.passed is None and hours >= spec.budgets.hours:
+        return stopped(Stop("hours", f"{hours:.1f} hours have gone by, {spec.budgets.hours:g} were allowed"))
+    silent = _silent(view, spec, now)
+    return stopped(Stop("silent_evaluator", silent)) if silent else None
+
+
+def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
+    """A dead letter that this migration cannot go on without, as a sentence."""
+    for failure in view.failures:
+        event = view.events.get(failure.job)
+        if event is None:  # garbage that names this migration stops nobody
+            continue
+        candidate = getattr(event, "candidate", None)
+        evaluator = failure.consumer.removeprefix("evaluator-")
+        if failure.consumer.startswith("evaluator-") and evaluator not in spec.required:
+            continue
+        baseline = isinstance(candidate, Candidate) and candidate.kind != "adapter"
+        needed_for_parity = spec.gate.parity is not None and candidate == SERVICE
+        if baseline and not needed_for_parity:
+            continue
+        if view.passed is not None and getattr(event, "split", None) == "holdout":
+            continue
+        return (
+            f"{failure.consumer} gave up on {failure.subject} after {failure.attempts} tries: {failure.error} "
+            f"(llamaduo dlq show {failure.dead_letter[:12]})"
+        )
+    return None
+
+
+def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
+    """A required evaluator that has not marked an answered shard for too long, as a sentence."""
+    limit = timedelta(seconds=spec.marking.silent_after_s)
+    resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
+    candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
+    if view.passed is not None:
+        candidates += [(view.passed.candidate.key, "holdout"), ("base", "test"), ("service", "test")]
+    for key, split in candidates:
+        if split == "test" and key.startswith("round-") and view.decision(int(key[6:])) is not None:
+            continue
+        for shard, generated in view.generated(key, split).items():
+            if generated.skipped or now - max(generated.at, resumed) < limit:
+                continue
+            for name in spec.required:
+                if shard not in view.scored(key, split, name):
+                    return (
+                        f"evaluator {name!r} has not marked shard {shard} of {key} for "
+                        f"{spec.marking.silent_after_s:g} s: is it running?"
+                    )
+    return None

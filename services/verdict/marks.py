@@ -1,0 +1,85 @@
+"""From marks in the log to one value a prompt: which shards are complete, and what each row got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamaduo.events import EvalScored, MarkedSplit, MetricRange
+from llamaduo.migrations.fold import MigrationView
+
+MetricKey = tuple[str, str]
+"""(evaluator, metric)"""
+
+
+@dataclass(frozen=True)
+class RowMarks:
+    """One prompt's marks: mean over samples and repeats on the metric's own scale; None where all abstained."""
+
+    row: str
+    shard: int
+    values: dict[MetricKey, float | None]
+    reasons: list[str]
+
+
+def ranges_of(scored: Sequence[EvalScored]) -> dict[MetricKey, MetricRange]:
+    """The declared ranges of all metrics seen."""
+    return {(s.evaluator, metric): limits for s in scored for metric, limits in s.metrics.items()}
+
+
+def to_unit(value: float, limits: MetricRange) -> float:
+    """A mark on [0, 1], higher is better."""
+    share = (value - limits.low) / (limits.high - limits.low)
+    return share if limits.higher_is_better else 1 - share
+
+
+def from_unit(share: float, limits: MetricRange) -> float:
+    """The inverse of `to_unit`."""
+    share = share if limits.higher_is_better else 1 - share
+    return limits.low + share * (limits.high - limits.low)
+
+
+def shards_marked(
+    view: MigrationView, candidate: str, split: MarkedSplit, evaluators: Sequence[str]
+) -> dict[int, list[EvalScored]]:
+    """Shards that every one of these evaluators has marked (skipped ones do not count), by number."""
+    by_evaluator = {name: view.scored(candidate, split, name) for name in evaluators}
+    if not by_evaluator:
+        return {}
+    common = set.intersection(*(set(shards) for shards in by_evaluator.values()))
+    complete: dict[int, list[EvalScored]] = {}
+    for shard in sorted(common):
+        scored = [s for name in evaluators for s in by_evaluator[name][shard] if not s.skipped]
+        if {s.evaluator for s in scored} == set(evaluators):
+            complete[shard] = scored
+    return complete
+
+
+def prefix_length(shards: dict[int, list[EvalScored]]) -> int:
+    """How many shards from number 0 on are there without a gap."""
+    length = 0
+    while length in shards:
+        length += 1
+    return length
+
+
+def rows_of(shards: dict[int, list[EvalScored]]) -> list[RowMarks]:
+    """Every prompt's marks, in shard order and within a shard in the order of its evaluators' first marks."""
+    rows: list[RowMarks] = []
+    for shard in sorted(shards):
+        sums: dict[str, dict[MetricKey, list[float | None]]] = {}
+        reasons: dict[str, list[str]] = {}
+        for scored in shards[shard]:
+            for mark in scored.marks:
+                cell = sums.setdefault(mark.row, {}).setdefault((scored.evaluator, mark.metric), [])
+                cell.append(mark.value)
+                if mark.reason and mark.reason not in reasons.setdefault(mark.row, []):
+                    reasons[mark.row].append(mark.reason)
+        for row, metrics in sums.items():
+            values = {key: _mean([v for v in marks if v is not None]) for key, marks in metrics.items()}
+            rows.append(RowMarks(row, shard, values, reasons.get(row, [])))
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,206 @@
+"""Content-addressed storage: bytes are named by their SHA-256 and checked against it whenever they are read.
+
+Streamed both ways in chunks, so memory does not grow with size. `JetStreamArtifacts` is the default;
+`ObjectStoreArtifacts` is a folder or any store `obstore` knows (s3://, gs://, az://) by URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from io import BufferedWriter
+from pathlib import Path
+from typing import Protocol
+
+import obstore
+import obstore.store
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ObjectMeta, ObjectMetaOptions
+from nats.js.errors import APIError, ObjectNotFoundError
+from nats.js.object_store import ObjectStore
+
+from llamaduo.errors import ArtifactCorrupt, RetryableError
+from llamaduo.events import ArtifactRef
+
+CHUNK = 512 * 1024
+TRANSFER_TIMEOUT_S = 1800.0
+CHUNK_TIMEOUT_S = 10.0
+TRIES = 4
+
+
+class ArtifactStore(Protocol):
+    """Where artifacts live."""
+
+    async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
+        """Store a file's bytes (idempotent)."""
+        ...
+
+    async def fetch(self, ref: ArtifactRef, path: Path) -> None:
+        """Write the referenced bytes to `path`, atomically. ArtifactCorrupt if they are not what `ref` says."""
+        ...
+
+
+async def put_bytes(store: ArtifactStore, body: bytes, media_type: str) -> ArtifactRef:
+    """Store a value that fits in memory."""
+    with tempfile.TemporaryDirectory(prefix="llamaduo-") as folder:
+        path = Path(folder) / "body"
+        path.write_bytes(body)
+        return await store.put_file(path, media_type)
+
+
+async def read_bytes(store: ArtifactStore, ref: ArtifactRef, limit: int = 256 * 1024 * 1024) -> bytes:
+    """Read a value that fits in memory. ArtifactCorrupt beyond `limit` bytes."""
+    if ref.size > limit:
+        raise ArtifactCorrupt(f"{ref.uri}: {ref.size} bytes is more than the {limit} read here")
+    with tempfile.TemporaryDirectory(prefix="llamaduo-") as folder:
+        path = Path(folder) / "body"
+        await store.fetch(ref, path)
+        return path.read_bytes()
+
+
+def digest_of_file(path: Path) -> tuple[str, int]:
+    """SHA-256 hex and size in bytes of a file, read in chunks."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+@contextmanager
+def _checked_write(ref: ArtifactRef, path: Path) -> Iterator[BufferedWriter]:
+    """A temp file beside `path` that becomes it only if its digest and size are those of `ref`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
+    temp = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        sha256, size = digest_of_file(temp)
+        if (sha256, size) != (ref.sha256, ref.size):
+            raise ArtifactCorrupt(
+                f"{ref.uri}: expected sha256 {ref.sha256} and {ref.size} bytes, found {sha256} and {size}"
+            )
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+class JetStreamArtifacts:
+    """Artifacts in a JetStream object store bucket, named by digest."""
+
+    def __init__(self, js: JetStreamContext, bucket: ObjectStore, name: str) -> None:
+        self._js, self._bucket, self._name = js, bucket, name
+
+    async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
+        sha256, size = await asyncio.to_thread(digest_of_file, path)
+        ref = ArtifactRef(uri=f"obj:{sha256}", sha256=sha256, size=size, media_type=media_type)
+        for attempt in range(TRIES):
+            try:
+                if await self._has(sha256, size):
+                    return ref
+                options = ObjectMetaOptions(max_chunk_size=CHUNK)
+                with path.open("rb") as file:
+                    async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                        await self._bucket.put(sha256, file, meta=ObjectMeta(options=options))
+                return ref
+            except (TimeoutError, NatsError, APIError) as error:
+                if attempt == TRIES - 1:
+                    raise RetryableError(f"storing {ref.uri} failed: {type(error).__name__}") from error
+                await asyncio.sleep(0.3 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    async def _has(self, name: str, size: int) -> bool:
+        try:
+            return (await self._bucket.get_info(name)).size == size
+        except ObjectNotFoundError:
+            return False
+
+    async def fetch(self, ref: ArtifactRef, path: Path) -> None:
+        if not ref.uri.startswith("obj:"):
+            raise ArtifactCorrupt(f"{ref.uri} is not in the JetStream store")
+        for attempt in range(TRIES):
+            try:
+                with _checked_write(ref, path) as file:
+                    await self._read_chunks(ref.uri.removeprefix("obj:"), file)
+                return
+            except ObjectNotFoundError as error:
+                raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
+            except (TimeoutError, NatsError, APIError) as error:
+                if attempt == TRIES - 1:
+                    raise RetryableError(f"reading {ref.uri} failed: {type(error).__name__}") from error
+                await asyncio.sleep(0.3 * 2**attempt)
+
+    async def _read_chunks(self, name: str, file: BufferedWriter) -> None:
+        """Pull the object's chunks a few at a time.
+
+        Not `ObjectStore.get`: its ordered push consumer waits for ever once a chunk is missed (nats.py #510).
+        """
+        info = await self._bucket.get_info(name)
+        if not info.size:
+            return
+        stream = f"OBJ_{self._name}"
+        config = ConsumerConfig(
+            filter_subject=f"$O.{self._name}.C.{info.nuid}",
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.NONE,
+            inactive_threshold=60,
+            mem_storage=True,
+        )
+        consumer = await self._js.add_consumer(stream, config)
+        sub = await self._js.pull_subscribe_bind(consumer=consumer.name, stream=stream)
+        try:
+            written = 0
+            while written < info.size:
+                for message in await sub.fetch(8, timeout=CHUNK_TIMEOUT_S):
+                    file.write(message.data)
+                    written += len(message.data)
+        finally:
+            with contextlib.suppress(Exception):
+                await sub.unsubscribe()
+
+
+class ObjectStoreArtifacts:
+    """Artifacts in a folder (`file:///…`) or an object store (`s3://bucket/prefix`, …)."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        if url.startswith("file://"):
+            Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+        self._store = obstore.store.from_url(self._url)
+
+    async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
+        sha256, size = await asyncio.to_thread(digest_of_file, path)
+        name = f"{sha256[:2]}/{sha256}"
+        ref = ArtifactRef(uri=f"{self._url}/{name}", sha256=sha256, size=size, media_type=media_type)
+        try:
+            meta = await obstore.head_async(self._store, name)
+            if meta["size"] == size:
+                return ref
+        except FileNotFoundError:
+            pass
+        await obstore.put_async(self._store, name, path, chunk_size=8 * 1024 * 1024, max_concurrency=2)
+        return ref
+
+    async def fetch(self, ref: ArtifactRef, path: Path) -> None:
+        if not ref.uri.startswith(self._url + "/"):
+            raise ArtifactCorrupt(f"{ref.uri} is not in {self._url}")
+        try:
+            result = await obstore.get_async(self._store, ref.uri.removeprefix(self._url + "/"))
+            with _checked_write(ref, path) as file:
+                async for chunk in _chunks(result):
+                    file.write(chunk)
+        except FileNotFoundError as error:
+            raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
+
+
+async def _chunks(result: obstore.GetResult) -> AsyncIterator[bytes]:
+    async for chunk in result.stream(min_chunk_size=CHUNK):
+        yield bytes(chunk)

@@ -1,0 +1,262 @@
+"""One connection to the bus: publish once, replay the log, buckets, artifacts, progress."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from faststream import AckPolicy
+from faststream.nats import NatsBroker
+from faststream.security import SASLPlaintext
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy as ConsumerAck
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js.errors import APIError
+
+from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
+from llamaduo.bus import topology
+from llamaduo.bus.kv import KeyValue, NatsKeyValue
+from llamaduo.bus.progress import Progress
+from llamaduo.bus.trace import traceparent
+from llamaduo.errors import BadEvent, RetryableError
+from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
+from llamaduo.settings import BusSettings
+
+log = logging.getLogger(__name__)
+
+PUBLISH_TIMEOUT_S = 5.0
+PUBLISH_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An event with its sequence number in the log."""
+
+    event: AnyEvent
+    seq: int
+
+
+def headers_of(event: Event) -> dict[str, str]:
+    """CloudEvents attributes, the broker's deduplication id and the trace, as message headers."""
+    return {
+        "Nats-Msg-Id": event.id,
+        "ce-specversion": "1.0",
+        "ce-id": event.id,
+        "ce-type": event.type,
+        "ce-source": f"/llamaduo/{event.source or 'unknown'}",
+        "ce-time": event.at.isoformat(),
+        "content-type": "application/json",
+        "llamaduo-migration": event.migration,
+        "traceparent": traceparent(event.migration),
+    }
+
+
+def inbox_prefix_of(name: str) -> str:
+    """Where replies to this client go; one prefix a service, so that users can be kept from each other's."""
+    return f"_INBOX_{name}".replace(".", "_")
+
+
+class Bus:
+    """A connected client; made by `Bus.connect`."""
+
+    def __init__(self, broker: NatsBroker, client: Client, settings: BusSettings, name: str) -> None:
+        self.broker, self.client, self.settings, self.name = broker, client, settings, name
+        self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        self.inbox_prefix = inbox_prefix_of(name)
+        self._buckets: dict[str, KeyValue] = {}
+        self._artifacts: ArtifactStore | None = None
+
+    @classmethod
+    async def connect(
+        cls, settings: BusSettings, name: str, *, middlewares: Sequence[Any] = (), wait: bool = True
+    ) -> Bus:
+        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
+        options: dict[str, Any] = {}
+        if settings.nats_user and settings.nats_password:
+            options["security"] = SASLPlaintext(
+                username=settings.nats_user, password=settings.nats_password.get_secret_value()
+            )
+
+        async def on_error(error: Exception) -> None:
+            log.warning("bus: %s", error or type(error).__name__)
+
+        broker = NatsBroker(
+            [url.strip() for url in settings.nats_url.split(",")],
+            name=name,
+            ack_policy=AckPolicy.MANUAL,
+            apply_types=False,
+            middlewares=middlewares,
+            graceful_timeout=15,
+            max_reconnect_attempts=-1 if wait else 1,
+            reconnect_time_wait=1,
+            connect_timeout=2,
+            ping_interval=20,
+            inbox_prefix=inbox_prefix_of(name),
+            error_cb=on_error,
+            logger=None,
+            **options,
+        )
+        await broker.connect()
+        return cls(broker, broker.connection, settings, name)
+
+    async def close(self) -> None:
+        """Leave; nothing is published after this."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.broker.stop(), timeout=10)
+
+    async def publish(self, event: Event) -> bool:
+        """Publish once: retried under the same id until the log has it. False if it was there before.
+
+        RetryableError when the bus stays away.
+        """
+        subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
+        return await self._publish(subject, body, topology.EVENTS, headers)
+
+    async def publish_dead_letter(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
+        """Store a dead letter under the id in its headers."""
+        return await self._publish(topology.DEAD_LETTER_PREFIX + subject, body, topology.DEAD_LETTERS, headers)
+
+    async def republish(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
+        """Put a dead letter's body back on its own subject."""
+        return await self._publish(subject, body, topology.EVENTS, headers)
+
+    async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
+        for attempt in range(PUBLISH_TRIES):
+            try:
+                ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
+                return not ack.duplicate
+            except (TimeoutError, NatsError) as error:
+                if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
+                    raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
+                log.warning("publishing %s failed (%s), trying again", subject, type(error).__name__)
+                await asyncio.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
+        raise RetryableError(f"the bus did not take {subject} in {PUBLISH_TRIES} tries", delay=10)
+
+    async def bucket(self, name: topology.Bucket) -> KeyValue:
+        """One of the key-value buckets of the topology."""
+        if name not in self._buckets:
+            self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
+        return self._buckets[name]
+
+    async def artifacts(self) -> ArtifactStore:
+        """The artifact store of the settings."""
+        if self._artifacts is None:
+            if self.settings.artifacts_url:
+                self._artifacts = ObjectStoreArtifacts(self.settings.artifacts_url)
+            else:
+                bucket = await self.js.object_store(topology.ARTIFACTS)
+                self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
+        return self._artifacts
+
+    async def last_seq(self) -> int:
+        """Sequence number of the newest event in the log. RetryableError when the bus stays away."""
+        for _ in range(PUBLISH_TRIES):
+            with contextlib.suppress(TimeoutError, NatsError):
+                return (await self.js.stream_info(topology.EVENTS)).state.last_seq
+            await asyncio.sleep(0.3)
+        raise RetryableError("the bus does not answer", delay=10)
+
+    async def log(
+        self, subjects: Sequence[str] | None = None, *, follow: bool, drained: asyncio.Event | None = None
+    ) -> AsyncIterator[Logged]:
+        """Replay the log from its start; with `follow` for ever, else up to its present end.
+
+        Survives server restarts: it keeps its own place and asks again from there. Foreign messages are skipped.
+        `drained` is set once everything that was there has been taken.
+        """
+        end = None if follow else await self.last_seq()
+        following, sub = 1, None
+        try:
+            while end is None or following <= end:
+                try:
+                    if sub is None:
+                        sub, pending = await self._reader(subjects, following)
+                        if pending == 0 and drained is not None:
+                            drained.set()
+                    messages = await sub.fetch(256, timeout=1 if end is not None else 5)
+                except TimeoutError:
+                    if end is not None and await self._drained(sub):
+                        return
+                    if not await self._alive(sub):
+                        sub = None
+                    continue
+                except NatsError:
+                    sub = None
+                    await asyncio.sleep(0.3)
+                    continue
+                for message in messages:
+                    seq = message.metadata.sequence.stream
+                    if seq < following:
+                        continue
+                    following = seq + 1
+                    try:
+                        yield Logged(parse_event(message.data), seq)
+                    except BadEvent:
+                        log.debug("skipping message %d of the log: no event of this contract", seq)
+                    if drained is not None and message.metadata.num_pending == 0:
+                        drained.set()
+        finally:
+            if sub is not None:
+                with contextlib.suppress(Exception):
+                    await sub.unsubscribe()
+
+    async def _reader(
+        self, subjects: Sequence[str] | None, start: int
+    ) -> tuple[JetStreamContext.PullSubscription, int]:
+        config = ConsumerConfig(
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=start,
+            ack_policy=ConsumerAck.NONE,
+            filter_subjects=sorted(subjects) if subjects else None,
+            inactive_threshold=60,
+            mem_storage=True,
+        )
+        info = await self.js.add_consumer(topology.EVENTS, config)
+        sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
+        return sub, info.num_pending or 0
+
+    async def _alive(self, sub: JetStreamContext.PullSubscription | None) -> bool:
+        if sub is None:
+            return False
+        try:
+            await sub.consumer_info()
+        except (TimeoutError, NatsError):
+            return False
+        return True
+
+    async def _drained(self, sub: JetStreamContext.PullSubscription | None) -> bool:
+        if sub is None:
+            return False
+        try:
+            return (await sub.consumer_info()).num_pending == 0
+        except (TimeoutError, NatsError):
+            return False
+
+    async def progress(self, payload: Progress) -> None:
+        """Tell who listens how far work is; lost if nobody does."""
+        with contextlib.suppress(Exception):
+            await self.client.publish(topology.PROGRESS_PREFIX + payload.service, payload.model_dump_json().encode())
+
+    async def watch_progress(self) -> AsyncIterator[Progress]:
+        """Progress of everybody, from now on."""
+        queue: asyncio.Queue[Progress] = asyncio.Queue(maxsize=1000)
+
+        async def take(message: Msg) -> None:
+            with contextlib.suppress(ValueError, asyncio.QueueFull):
+                queue.put_nowait(Progress.model_validate_json(message.data))
+
+        sub = await self.client.subscribe(f"{topology.PROGRESS_PREFIX}>", cb=take)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            with contextlib.suppress(Exception):
+                await sub.unsubscribe()

@@ -1,0 +1,106 @@
+"""Compare-and-set keys: the one primitive behind leases, commit records, the ledger and the budget's door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.kv import KeyValue as NatsBucket
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored value and the revision that a later compare-and-set must name."""
+
+    value: bytes
+    revision: int
+
+
+class KeyConflict(Exception):
+    """Somebody else wrote the key first."""
+
+
+class KeyValue(Protocol):
+    """A bucket of small values (under 1 MiB) with compare-and-set."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The value now, or None."""
+        ...
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Write a key that does not exist; its revision. KeyConflict if it does."""
+        ...
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Overwrite the value of `revision`; the new revision. KeyConflict if it has moved on."""
+        ...
+
+    async def keys(self, prefix: str) -> list[str]:
+        """All keys that start with `prefix` (which ends at a dot or is empty)."""
+        ...
+
+
+class NatsKeyValue:
+    """A JetStream key-value bucket."""
+
+    def __init__(self, bucket: NatsBucket) -> None:
+        self._bucket = bucket
+
+    async def get(self, key: str) -> Entry | None:
+        try:
+            entry = await self._bucket.get(key)
+        except KeyNotFoundError:
+            return None
+        if entry.value is None or entry.revision is None:
+            return None
+        return Entry(entry.value, entry.revision)
+
+    async def create(self, key: str, value: bytes) -> int:
+        try:
+            return await self._bucket.create(key, value)
+        except KeyWrongLastSequenceError as error:
+            raise KeyConflict(key) from error
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        try:
+            return await self._bucket.update(key, value, last=revision)
+        except KeyWrongLastSequenceError as error:
+            raise KeyConflict(key) from error
+
+    async def keys(self, prefix: str) -> list[str]:
+        try:
+            found = await self._bucket.keys()
+        except NoKeysError:
+            return []
+        return [key for key in found if key.startswith(prefix)]
+
+
+class MemoryKeyValue:
+    """The same in memory, for tests of logic."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._revision = 0
+
+    async def get(self, key: str) -> Entry | None:
+        return self._entries.get(key)
+
+    async def create(self, key: str, value: bytes) -> int:
+        if key in self._entries:
+            raise KeyConflict(key)
+        return self._write(key, value)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        entry = self._entries.get(key)
+        if entry is None or entry.revision != revision:
+            raise KeyConflict(key)
+        return self._write(key, value)
+
+    async def keys(self, prefix: str) -> list[str]:
+        return [key for key in self._entries if key.startswith(prefix)]
+
+    def _write(self, key: str, value: bytes) -> int:
+        self._revision += 1
+        self._entries[key] = Entry(value, self._revision)
+        return self._revision

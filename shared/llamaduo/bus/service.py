@@ -1,0 +1,255 @@
+"""A service: its roles on their durables, its mirror of the log, its health, and leaving in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from faststream.nats import JStream, PullSub
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError, NotFoundError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from llamaduo.bus import topology
+from llamaduo.bus.connection import Bus
+from llamaduo.bus.mirror import Mirror
+from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
+from llamaduo.events import AnyEvent, CancelRequested
+from llamaduo.settings import ServiceSettings
+from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
+
+log = logging.getLogger(__name__)
+
+GONE = 75
+"""Exit code when what the service stands on has gone (its durable was deleted): a supervisor starts it anew."""
+
+
+class Service:
+    """Wires handlers to durables. `name` is a service of the topology, or `evaluator-<name>`."""
+
+    def __init__(self, name: str, settings: ServiceSettings, *, roles: dict[str, tuple[Handler, int]]) -> None:
+        """`roles`: durable name -> (handler, how many jobs at once in this process)."""
+        self.name, self.settings = name, settings
+        self.contract = topology.contract_of(name)
+        self.timing = topology.TIMINGS[settings.profile]
+        known = {durable.name: durable for durable in self.contract.durables}
+        unknown = set(roles) - set(known)
+        if unknown:
+            raise ValueError(f"{name} has no durable {sorted(unknown)}")
+        self._roles = {durable: (known[durable], handler) for durable, (handler, _) in roles.items()}
+        self._copies = {durable: copies for durable, (_, copies) in roles.items()}
+        self._opening: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
+        self._listeners: list[Callable[[AnyEvent], None]] = []
+        self._closing: list[Callable[[], Awaitable[None]]] = []
+        self._ready_checks: list[Callable[[], str | None]] = []
+        self._background: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
+        self._stop = asyncio.Event()
+        self._problems: list[str] = ["starting"]
+
+    def on_event(self, listener: Callable[[AnyEvent], None]) -> None:
+        """Call this with every broadcast event, from the beginning of the log on."""
+        self._listeners.append(listener)
+
+    def on_open(self, action: Callable[[Bus, Mirror], Awaitable[None]]) -> None:
+        """Do this after the log was replayed and before the first message is taken."""
+        self._opening.append(action)
+
+    def on_close(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Do this after work in hand was handed back."""
+        self._closing.append(action)
+
+    def ready_when(self, check: Callable[[], str | None]) -> None:
+        """A further readiness check: None, or what is missing."""
+        self._ready_checks.append(check)
+
+    def in_background(self, action: Callable[[Bus, Mirror], Awaitable[None]]) -> None:
+        """Run this beside the handlers; its failure ends the service."""
+        self._background.append(action)
+
+    def stop(self) -> None:
+        """Leave in good order."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT; returns the process's work done in order."""
+        set_up_logging(self.name, self.settings.log_level)
+        code = asyncio.run(self._main())
+        logging.shutdown()
+        os._exit(code) if code else None
+
+    async def _main(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        runner = await self._serve_http()
+        code = 0
+        try:
+            await self.serve()
+        except Exception:
+            log.exception("the service cannot go on")
+            code = GONE
+        with contextlib.suppress(Exception):
+            await runner.cleanup()
+        return code
+
+    async def serve(self) -> None:
+        """Connect, replay, take messages until told to stop; then hand back what is in hand and close."""
+        holder: list[Desk] = []
+
+        def settling(msg: object, *, context: object) -> Settling:
+            return Settling(msg, context=context, desk=holder[0])
+
+        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling]))
+        leaving = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({connecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            connecting.cancel()
+            return
+        bus = connecting.result()
+        mirror = Mirror(bus, self.contract.reads)
+        desk = Desk(bus, mirror, self.name, self.settings.replica, self.contract, self.timing, dict(self._roles))
+        holder.append(desk)
+        mirror.on_event(functools.partial(_withdraw, desk))
+        for listener in self._listeners:
+            mirror.on_event(listener)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            tasks = [asyncio.create_task(self._open(bus, mirror), name="opening")]
+            await asyncio.wait([*tasks, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done():
+                tasks[0].result()
+                tasks = [asyncio.create_task(self._watch(bus, mirror), name="watch")]
+                tasks += [asyncio.ensure_future(action(bus, mirror)) for action in self._background]
+                done, _ = await asyncio.wait([*tasks, leaving], return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {leaving}:
+                    task.result()
+        finally:
+            self._problems = ["stopping"]
+            leaving.cancel()
+            for task in tasks:
+                await ended(task)
+            await desk.hand_back()
+            for close in self._closing:
+                with contextlib.suppress(Exception):
+                    await close()
+            await mirror.stop()
+            await bus.close()
+
+    async def _open(self, bus: Bus, mirror: Mirror) -> None:
+        """Everything up to the first message."""
+        await self._wait_for_topology(bus)
+        await mirror.start()
+        for action in self._opening:
+            await action(bus, mirror)
+        self._subscribe(bus)
+        await bus.broker.start()
+
+    def _subscribe(self, bus: Bus) -> None:
+        for durable, _ in self._roles.values():
+            for _ in range(self._copies[durable.name]):
+                subscriber = bus.broker.subscriber(
+                    stream=JStream(topology.EVENTS, declare=False),
+                    durable=durable.name,
+                    config=topology.consumer_config(durable, self.timing),
+                    pull_sub=PullSub(batch_size=1, timeout=self.timing.fetch),
+                    inbox_prefix=f"{bus.inbox_prefix}.".encode(),
+                    decoder=_undecoded,
+                )
+                subscriber(run_in_hand)
+
+    async def _wait_for_topology(self, bus: Bus) -> None:
+        """Until bootstrap has run: the durables and the buckets are there."""
+        waited = False
+        while problems := await self._missing(bus):
+            if not waited:
+                log.warning("waiting for `llamaduo bootstrap`: %s", "; ".join(problems))
+                waited = True
+            self._problems = problems
+            await asyncio.sleep(min(1.0, self.timing.tick))
+
+    async def _missing(self, bus: Bus) -> list[str]:
+        problems = []
+        for durable, _ in self._roles.values():
+            try:
+                info = await bus.js.consumer_info(topology.EVENTS, durable.name)
+            except NotFoundError:
+                problems.append(f"durable {durable.name} does not exist")
+                continue
+            except (NatsError, APIError, TimeoutError) as error:
+                return [f"the bus does not answer: {type(error).__name__}"]
+            CONSUMER_LAG.labels(durable.name).set(info.num_pending or 0)
+            wanted = topology.consumer_config(durable, self.timing)
+            if sorted(info.config.filter_subjects or [info.config.filter_subject or ""]) != sorted(
+                wanted.filter_subjects or []
+            ):
+                problems.append(f"durable {durable.name} filters other subjects: run `llamaduo bootstrap`")
+            elif info.config.max_deliver not in (-1, None) or info.config.ack_wait != wanted.ack_wait:
+                problems.append(f"durable {durable.name} has other settings: run `llamaduo bootstrap`")
+        try:
+            await bus.bucket("work")
+        except NotFoundError:
+            problems.append("bucket work does not exist")
+        except (NatsError, APIError, TimeoutError) as error:
+            return [f"the bus does not answer: {type(error).__name__}"]
+        return problems
+
+    async def _watch(self, bus: Bus, mirror: Mirror) -> None:
+        """Keep readiness true, and leave when a durable is gone: the pull loop would spin without a sound."""
+        gone = 0
+        while True:
+            problems = await self._missing(bus) if bus.client.is_connected else ["not connected to the bus"]
+            gone = gone + 1 if any("does not exist" in p for p in problems) else 0
+            if gone >= 3:
+                raise RuntimeError("; ".join(problems))
+            if mirror.failed:
+                raise RuntimeError("the reader of the log died")
+            problems += [p for check in self._ready_checks if (p := check()) is not None]
+            self._problems = problems
+            await asyncio.sleep(self.timing.tick)
+
+    async def _serve_http(self) -> web.AppRunner:
+        async def healthz(_: web.Request) -> web.Response:
+            return web.json_response({"alive": True, "service": self.name, "replica": self.settings.replica})
+
+        async def readyz(_: web.Request) -> web.Response:
+            ready = not self._problems
+            return web.json_response({"ready": ready, "problems": self._problems}, status=200 if ready else 503)
+
+        async def metrics(_: web.Request) -> web.Response:
+            return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        app = web.Application()
+        app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, self.settings.http_host, self.settings.http_port)
+        await site.start()
+        if self.settings.port_file is not None:
+            port = runner.addresses[0][1]
+            temp = self.settings.port_file.with_suffix(".tmp")
+            temp.write_text(str(port))
+            temp.replace(self.settings.port_file)
+        return runner
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: Python 3.11's `wait_for` can swallow one cancellation (CPython #81839)."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+
+
+async def _undecoded(msg: object) -> object:
+    """Leave the body as it is: the settling middleware reads it."""
+    return msg
+
+
+def _withdraw(desk: Desk, event: AnyEvent) -> None:
+    if isinstance(event, (CancelRequested, *topology.ENDS)):
+        desk.withdraw(event.migration)

@@ -1,0 +1,394 @@
+"""The one place that settles messages: ack, nack with a delay, or dead letter and term.
+
+A FastStream middleware round every handler. It reads the event, claims its job, reports heartbeats while the
+handler runs, commits the results once, announces them, and acks last. Handlers return events and settle nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from faststream import BaseMiddleware
+from nats.aio.msg import Msg
+
+from llamaduo.bus.connection import Bus
+from llamaduo.bus.dead_letters import bury
+from llamaduo.bus.mirror import Mirror
+from llamaduo.bus.progress import Progress
+from llamaduo.bus.topology import Durable, ServiceContract, Timing
+from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim
+from llamaduo.errors import BadEvent, BudgetExhausted, LeaseLost, NotYet, PermanentError, RetryableError
+from llamaduo.events import (
+    AnyEvent,
+    BudgetRefused,
+    Event,
+    PromoteRequested,
+    RollbackRequested,
+    encode_event,
+    parse_event,
+)
+from llamaduo.migrations.fold import MigrationView
+from llamaduo.telemetry import JOB_SECONDS, JOBS, WORK_IN_HAND
+
+if TYPE_CHECKING:
+    from faststream.message import StreamMessage
+
+log = logging.getLogger(__name__)
+ACK_TIMEOUT_S = 5.0
+AFTER_THE_END = (PromoteRequested, RollbackRequested)
+"""What is worked on for a migration that has ended, too."""
+
+
+class HandedBack(Exception):
+    """The service is leaving: its job was stopped and goes back to the others."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a handler knows of the job beside the event: use it to read, to report progress, never to settle."""
+
+    bus: Bus
+    mirror: Mirror
+    service: str
+    replica: str
+    role: str
+    job: str
+    attempt: int
+    seq: int
+
+    async def view(self, migration: str) -> MigrationView:
+        """The migration's view, from the log itself where it has ended. NotYet where it is not known here."""
+        view = self.mirror.get(migration)
+        if view is None and self.mirror.has_ended(migration):
+            view = MigrationView(migration)
+            async for logged in self.bus.log(follow=False):
+                view.add(logged.event)
+        if view is None or view.spec is None:
+            raise NotYet(f"the spec of {migration} has not been replayed here yet", delay=0.5)
+        return view
+
+    async def progress(self, event: Event, stage: str, done: float, total: float, note: str = "") -> None:
+        """Tell who watches how far this job is."""
+        await self.bus.progress(
+            Progress(
+                service=self.service,
+                replica=self.replica,
+                migration=event.migration,
+                round=getattr(event, "round", None),
+                stage=stage,
+                done=done,
+                total=total,
+                note=note,
+            )
+        )
+
+
+Handler = Callable[[Any, Work], Awaitable[Sequence[Event]]]
+
+
+@dataclass
+class Desk:
+    """What all messages of one service share: who we are, what is in hand, whether we are leaving."""
+
+    bus: Bus
+    mirror: Mirror
+    service: str
+    replica: str
+    contract: ServiceContract
+    timing: Timing
+    roles: dict[str, tuple[Durable, Handler]]
+    running: dict[asyncio.Task[Any], str] = field(default_factory=dict)
+    withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
+    stopping: bool = False
+
+    def withdraw(self, migration: str) -> None:
+        """Stop what is in hand for a migration that was cancelled or has ended."""
+        for task, of in list(self.running.items()):
+            if of == migration and not task.done():
+                self.withdrawn.add(task)
+                task.cancel()
+
+    async def hand_back(self) -> None:
+        """Cancel everything in hand and wait until each job was released and handed back."""
+        self.stopping = True
+        tasks = list(self.running)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=18)
+
+
+IN_HAND: ContextVar[tuple[Handler, AnyEvent, Work] | None] = ContextVar("in_hand", default=None)
+
+
+async def run_in_hand(_body: object) -> list[Event]:
+    """The FastStream handler of every subscriber: run the role's own handler on the event in hand."""
+    current = IN_HAND.get()
+    if current is None:
+        raise RuntimeError("no message in hand: the settling middleware is missing")
+    handler, event, work = current
+    return list(await handler(event, work))
+
+
+class Settling(BaseMiddleware):
+    """One message from arrival to ack; see the module."""
+
+    def __init__(self, msg: Any | None, /, *, context: Any, desk: Desk) -> None:
+        super().__init__(msg, context=context)
+        self.desk = desk
+
+    async def consume_scope(self, call_next: Any, msg: StreamMessage[Any]) -> Any:
+        raw: Msg = msg.raw_message
+        meta = raw.metadata
+        durable, handler = self.desk.roles[meta.consumer]
+        message = Message(self.desk, durable, handler, raw)
+        try:
+            await message.settle(lambda: call_next(msg))
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # Silence means "again after ack_wait": the safe answer to a mistake of our own.
+            log.exception("settling a message of %s failed", durable.name)
+
+
+@dataclass
+class Message:
+    """One delivery."""
+
+    desk: Desk
+    durable: Durable
+    handler: Handler
+    raw: Msg
+
+    async def settle(self, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        """From bytes to ack, nack or dead letter."""
+        desk = self.desk
+        if desk.stopping:
+            await self._nack(0)
+            return
+        try:
+            event = parse_event(self.raw.data)
+        except BadEvent as error:
+            await self._dead_letter(None, str(error), 1)
+            return
+        if desk.mirror.has_ended(event.migration) and not isinstance(event, AFTER_THE_END):
+            await self._ack()
+            return
+        if (view := desk.mirror.get(event.migration)) is not None and view.paused and self.durable.leased:
+            await self._nack(min(5.0, desk.timing.retry_most))
+            return
+        if self.durable.leased:
+            await self._leased(event, run)
+        else:
+            await self._unleased(event, run)
+
+    async def _leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        desk, timing = self.desk, self.desk.timing
+        bucket = await desk.bus.bucket("work")
+        claimed = await claim(
+            bucket,
+            f"{self.durable.name}.{event.id}",
+            owner=desk.replica,
+            now=time.time(),
+            seconds=timing.lease,
+            attempts=self.durable.attempts,
+        )
+        if isinstance(claimed, Finished):
+            for body in claimed.results:
+                await desk.bus.publish(parse_event(body.encode()))
+            await self._ack()
+        elif isinstance(claimed, Wait):
+            await self._nack(max(0.1, claimed.seconds))
+        elif isinstance(claimed, Exhausted):
+            await self._dead_letter(event, "begun this often and never finished (killed each time?)", claimed.starts)
+        else:
+            await self._run_leased(event, run, claimed)
+
+    async def _run_leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]], lease: Lease) -> None:
+        try:
+            results = await self._run(event, run, lease)
+            await lease.commit([encode_event(result).decode() for result in results])
+        except LeaseLost:
+            log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
+            return
+        except (HandedBack, asyncio.CancelledError) as error:
+            with contextlib.suppress(LeaseLost):
+                await lease.release(counted=False)
+            await self._nack(0)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        except NotYet as error:
+            await lease.release(counted=False)
+            await self._nack(error.delay)
+            return
+        except PermanentError as error:
+            await self._give_up(event, lease, error, lease.attempt)
+            return
+        except Exception as error:
+            await self._again(event, lease, error)
+            return
+        for result in results:
+            await self.desk.bus.publish(result)
+        await self._ack()
+
+    async def _unleased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        tries = self.raw.metadata.num_delivered
+        try:
+            for result in await self._run(event, run, None):
+                await self.desk.bus.publish(result)
+        except (HandedBack, asyncio.CancelledError) as error:
+            await self._nack(0)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        except NotYet as error:
+            await self._nack(error.delay)
+            return
+        except Exception as error:
+            if isinstance(error, PermanentError) or tries >= self.durable.attempts:
+                log.exception("%s gives up on %s", self.durable.name, event.type)
+                await self._dead_letter(event, describe(error), tries)
+            else:
+                log.warning("%s: %s: %s, trying again", self.durable.name, event.type, describe(error))
+                await self._nack(self._delay(tries))
+            return
+        await self._ack()
+
+    async def _run(
+        self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]], lease: Lease | None
+    ) -> list[Event]:
+        """Run the handler in a task of its own while heartbeats go out; refuses what is not in the contract."""
+        desk = self.desk
+        work = Work(
+            bus=desk.bus,
+            mirror=desk.mirror,
+            service=desk.service,
+            replica=desk.replica,
+            role=self.durable.name,
+            job=event.id,
+            attempt=lease.attempt if lease else self.raw.metadata.num_delivered,
+            seq=self.raw.metadata.sequence.stream,
+        )
+        token = IN_HAND.set((self.handler, event, work))
+        handling = asyncio.ensure_future(run())
+        IN_HAND.reset(token)
+        beating = asyncio.create_task(self._beat(lease))
+        desk.running[handling] = event.migration
+        began = time.monotonic()
+        WORK_IN_HAND.labels(self.durable.name).inc()
+        outcome = "error"
+        try:
+            await asyncio.wait({handling, beating}, return_when=asyncio.FIRST_COMPLETED)
+            if not handling.done():
+                handling.cancel()
+                await asyncio.wait({handling}, timeout=20)
+                beating.result()
+                raise LeaseLost(event.id)
+            if handling.cancelled():
+                outcome = "withdrawn" if handling in desk.withdrawn else "handed_back"
+                if outcome == "withdrawn":
+                    return []
+                raise HandedBack(event.id)
+            results = list(handling.result())
+            outcome = "done"
+        except BudgetExhausted as error:
+            outcome = "budget"
+            results = [
+                BudgetRefused(
+                    migration=event.migration,
+                    what=error.what,
+                    limit=error.limit,
+                    spent=error.spent,
+                    job=event.id,
+                )
+            ]
+        except asyncio.CancelledError:
+            outcome = "handed_back"
+            handling.cancel()
+            await asyncio.wait({handling}, timeout=18)
+            raise
+        finally:
+            beating.cancel()
+            desk.running.pop(handling, None)
+            desk.withdrawn.discard(handling)
+            WORK_IN_HAND.labels(self.durable.name).dec()
+            JOBS.labels(self.durable.name, outcome).inc()
+            JOB_SECONDS.labels(self.durable.name).observe(time.monotonic() - began)
+        source = f"{desk.service}/{desk.replica}"
+        for result in results:
+            if type(result) not in desk.contract.publishes:
+                raise PermanentError(f"{desk.service} may not publish {result.type}")
+        stamp = {"source": source, "at": datetime.now(UTC)}
+        return [result.model_copy(update=stamp) for result in results]
+
+    async def _beat(self, lease: Lease | None) -> None:
+        """Heartbeat until cancelled. Ends with LeaseLost when the lease is another's or ran out unrefreshed."""
+        timing = self.desk.timing
+        good_until = time.monotonic() + timing.lease
+        while True:
+            await asyncio.sleep(timing.heartbeat)
+            try:
+                async with asyncio.timeout(max(1.0, timing.heartbeat)):
+                    await self.raw.in_progress()
+                    if lease is not None:
+                        await lease.refresh(time.time())
+                good_until = time.monotonic() + timing.lease
+            except LeaseLost:
+                raise
+            except Exception as error:
+                if lease is not None and time.monotonic() > good_until:
+                    raise LeaseLost("the lease ran out while the bus was away") from error
+
+    async def _again(self, event: AnyEvent, lease: Lease, error: Exception) -> None:
+        tries = lease.attempt
+        if tries >= self.durable.attempts:
+            await self._give_up(event, lease, error, tries)
+            return
+        log.warning(
+            "%s: %s failed (try %d of %d): %s",
+            self.durable.name, event.type, tries, self.durable.attempts, describe(error),
+            exc_info=not isinstance(error, RetryableError),
+        )  # fmt: skip
+        await lease.release(counted=True)
+        delay = error.delay if isinstance(error, RetryableError) else 0.0
+        await self._nack(min(max(delay, self._delay(tries)), self.desk.timing.retry_most))
+
+    async def _give_up(self, event: AnyEvent, lease: Lease, error: Exception, tries: int) -> None:
+        log.error("%s gives up on %s: %s", self.durable.name, event.type, describe(error))
+        await self._dead_letter(event, describe(error), tries)
+        with contextlib.suppress(LeaseLost):
+            await lease.release(counted=True)
+
+    def _delay(self, tries: int) -> float:
+        timing = self.desk.timing
+        return float(min(timing.retry_most, timing.retry_first * 2 ** (tries - 1)))
+
+    async def _ack(self) -> None:
+        try:
+            await self.raw.ack_sync(timeout=ACK_TIMEOUT_S)
+        except Exception as error:
+            log.warning("an ack was not confirmed (%s): the message comes again and is found done", error)
+
+    async def _nack(self, delay: float) -> None:
+        with contextlib.suppress(Exception):
+            await self.raw.nak(delay=delay if delay > 0 else None)
+
+    async def _dead_letter(self, event: AnyEvent | None, reason: str, tries: int) -> None:
+        desk = self.desk
+        await bury(desk.bus, self.raw, event, reason=reason, tries=tries, source=f"{desk.service}/{desk.replica}")
+        await self.raw.term()
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line: its kind and text."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

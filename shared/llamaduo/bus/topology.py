@@ -1,0 +1,304 @@
+"""Everything the bus is made of, as data: streams, durables, buckets and who publishes what.
+
+`bootstrap` creates and updates it in one step; services only use it and never declare anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    ConsumerInfo,
+    DeliverPolicy,
+    DiscardPolicy,
+    KeyValueConfig,
+    ObjectStoreConfig,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, NotFoundError
+
+from llamaduo.events import (
+    EVENT_TYPES,
+    AdapterLoaded,
+    AdapterPromoted,
+    AdapterRolledBack,
+    AdapterTrained,
+    BudgetRefused,
+    CancelRequested,
+    DatasetReady,
+    EvalFailed,
+    EvalPassed,
+    EvalScored,
+    Event,
+    MarksRequested,
+    MigrationCancelled,
+    MigrationCompleted,
+    MigrationRequested,
+    MigrationStopped,
+    PauseRequested,
+    PromoteRequested,
+    ReferencesRequested,
+    ResponsesGenerated,
+    ResponsesRequested,
+    ResumeRequested,
+    RollbackRequested,
+    WorkFailed,
+    subject_of,
+)
+
+EVENTS = "EVENTS"
+DEAD_LETTERS = "DEAD_LETTERS"
+ARTIFACTS = "artifacts"
+DEAD_LETTER_PREFIX = "dead."
+PROGRESS_PREFIX = "progress."
+DAY_S = 24 * 3600
+Bucket = Literal["work", "ledger", "budget", "permits"]
+BUCKETS: tuple[Bucket, ...] = ("work", "ledger", "budget", "permits")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that matter to delivery."""
+
+    ack_wait: float
+    lease: float
+    retry_first: float
+    retry_most: float
+    fetch: float
+    tick: float
+
+    @property
+    def heartbeat(self) -> float:
+        """How often work in hand is reported, to the broker and in its lease."""
+        return min(self.ack_wait, self.lease) / 4
+
+
+TIMINGS = {
+    "default": Timing(ack_wait=30, lease=40, retry_first=2, retry_most=120, fetch=5, tick=2),
+    "faults": Timing(ack_wait=1.5, lease=2.5, retry_first=0.2, retry_most=1, fetch=1, tick=0.25),
+}
+
+
+@dataclass(frozen=True)
+class Durable:
+    """One role's work consumer, shared by all its replicas."""
+
+    name: str
+    events: tuple[type[Event], ...]
+    attempts: int = 5
+    leased: bool = True
+    """Whether a job is claimed in the `work` bucket; off where results are a pure function of the log."""
+
+    @property
+    def subjects(self) -> list[str]:
+        """The subjects it filters on."""
+        return [subject_of(model) for model in self.events]
+
+
+@dataclass(frozen=True)
+class ServiceContract:
+    """What a service takes up and what it publishes; the AsyncAPI document is made from this."""
+
+    about: str
+    durables: tuple[Durable, ...]
+    publishes: tuple[type[Event], ...]
+    reads: tuple[type[Event], ...] = field(default=())
+    """Broadcast: replayed at start, folded locally, no effects."""
+
+
+COMMANDS: tuple[type[Event], ...] = (PauseRequested, ResumeRequested, CancelRequested)
+ENDS: tuple[type[Event], ...] = (MigrationCompleted, MigrationStopped, MigrationCancelled)
+DECISIONS: tuple[type[Event], ...] = (EvalFailed, EvalPassed)
+ALL: tuple[type[Event], ...] = tuple(EVENT_TYPES.values())
+BROADCAST: tuple[type[Event], ...] = (
+    MigrationRequested,
+    *DECISIONS,
+    *COMMANDS,
+    *ENDS,
+    AdapterPromoted,
+    AdapterRolledBack,
+)
+EVALUATOR_EVENTS: tuple[type[Event], ...] = (ResponsesGenerated, MarksRequested)
+FAILURES: tuple[type[Event], ...] = (WorkFailed, BudgetRefused)
+
+SERVICES: dict[str, ServiceContract] = {
+    "synthesizer": ServiceContract(
+        "Splits the coverage dataset, has the service LLM answer prompts and write new pairs.",
+        durables=(
+            Durable("synthesizer", (MigrationRequested, EvalFailed)),
+            Durable("synthesizer-references", (ReferencesRequested,)),
+        ),
+        publishes=(DatasetReady, ResponsesGenerated, *FAILURES),
+        reads=ALL,
+    ),
+    "trainer": ServiceContract(
+        "Fine-tunes a LoRA adapter on a round's data.",
+        durables=(Durable("trainer", (DatasetReady,), attempts=3),),
+        publishes=(AdapterTrained, *FAILURES),
+        reads=BROADCAST,
+    ),
+    "inference": ServiceContract(
+        "Runs vLLM: answers shards of prompts, serves what was promoted.",
+        durables=(
+            Durable("inference", (ResponsesRequested,)),
+            Durable("inference-promotion", (EvalPassed, PromoteRequested, RollbackRequested)),
+        ),
+        publishes=(ResponsesGenerated, AdapterPromoted, AdapterRolledBack, AdapterLoaded, *FAILURES),
+        reads=BROADCAST,
+    ),
+    "judge": ServiceContract(
+        "Runs one evaluator: marks shards of answers.",
+        durables=(
+            Durable("evaluator-exact-match", EVALUATOR_EVENTS),
+            Durable("evaluator-llm-judge", EVALUATOR_EVENTS),
+        ),
+        publishes=(EvalScored, *FAILURES),
+        reads=BROADCAST,
+    ),
+    "verdict": ServiceContract(
+        "Asks for answers in waves, decides rounds, and alone ends a migration.",
+        durables=(Durable("verdict", ALL, attempts=10, leased=False),),
+        publishes=(
+            ResponsesRequested,
+            ReferencesRequested,
+            MarksRequested,
+            EvalFailed,
+            EvalPassed,
+            *ENDS,
+            *FAILURES,
+        ),
+        reads=ALL,
+    ),
+    "operator": ServiceContract(
+        "The CLI, later the dashboard and the drift watch.",
+        durables=(),
+        publishes=(MigrationRequested, *COMMANDS, PromoteRequested, RollbackRequested),
+        reads=ALL,
+    ),
+}
+
+
+def durable_for_evaluator(name: str) -> Durable:
+    """The work consumer of an evaluator, ours or anybody's."""
+    return Durable(f"evaluator-{name}", EVALUATOR_EVENTS)
+
+
+def contract_of(service: str) -> ServiceContract:
+    """A service's contract; an evaluator of somebody else's (`evaluator-<name>`) has the judge's."""
+    if service in SERVICES:
+        return SERVICES[service]
+    if service.startswith("evaluator-"):
+        judge = SERVICES["judge"]
+        return ServiceContract(judge.about, (Durable(service, EVALUATOR_EVENTS),), judge.publishes, judge.reads)
+    raise KeyError(service)
+
+
+def event_stream(max_bytes: int) -> StreamConfig:
+    """The log: file storage, kept for ever, refusing rather than forgetting when full."""
+    return StreamConfig(
+        name=EVENTS,
+        subjects=sorted({subject_of(model) for model in ALL}),
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_bytes=max_bytes,
+        duplicate_window=DAY_S,
+    )
+
+
+def dead_letter_stream() -> StreamConfig:
+    """What could not be worked on, with body, reason and tries."""
+    return StreamConfig(
+        name=DEAD_LETTERS,
+        subjects=[f"{DEAD_LETTER_PREFIX}>"],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_age=90 * DAY_S,
+        duplicate_window=DAY_S,
+    )
+
+
+def consumer_config(durable: Durable, timing: Timing, deliver: DeliverPolicy = DeliverPolicy.ALL) -> ConsumerConfig:
+    """A durable as JetStream knows it. Tries are counted by us: the server's own limit parks messages silently."""
+    return ConsumerConfig(
+        durable_name=durable.name,
+        deliver_policy=deliver,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=timing.ack_wait,
+        max_deliver=-1,
+        max_ack_pending=256,
+        filter_subjects=durable.subjects,
+    )
+
+
+async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int = -1) -> None:
+    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile."""
+    if profile not in TIMINGS:
+        raise ValueError(f"unknown profile {profile!r}")
+    for stream in (event_stream(max_bytes), dead_letter_stream()):
+        await _ensure_stream(js, stream)
+    for bucket in BUCKETS:
+        try:
+            await js.key_value(bucket)
+        except NotFoundError:
+            await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE))
+    try:
+        await js.object_store(ARTIFACTS)
+    except NotFoundError:
+        await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
+    for contract in SERVICES.values():
+        for durable in contract.durables:
+            await ensure_durable(js, durable, profile)
+
+
+async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    try:
+        await js.stream_info(str(config.name))
+    except NotFoundError:
+        try:
+            await js.add_stream(config)
+            return
+        except BadRequestError:  # another bootstrap was faster
+            pass
+    await js.update_stream(config)
+
+
+async def ensure_durable(
+    js: JetStreamContext, durable: Durable, profile: str, deliver: DeliverPolicy = DeliverPolicy.ALL
+) -> ConsumerInfo:
+    """Create a durable, or bring its settings up to date; where it starts is never changed afterwards."""
+    config = consumer_config(durable, TIMINGS[profile], deliver)
+    try:
+        present = await js.consumer_info(EVENTS, durable.name)
+    except NotFoundError:
+        return await js.add_consumer(EVENTS, config)
+    config.deliver_policy = present.config.deliver_policy
+    config.opt_start_seq = present.config.opt_start_seq
+    return await js.add_consumer(EVENTS, config)
+
+
+async def add_evaluator(js: JetStreamContext, name: str, *, profile: str, backfill: bool = False) -> ConsumerInfo:
+    """A durable for a new evaluator, from now on; with `backfill` from the start of the log."""
+    deliver = DeliverPolicy.ALL if backfill else DeliverPolicy.NEW
+    return await ensure_durable(js, durable_for_evaluator(name), profile, deliver)
+
+
+async def remove_evaluator(js: JetStreamContext, name: str) -> bool:
+    """Delete an evaluator's durable; False if there was none."""
+    try:
+        return await js.delete_consumer(EVENTS, durable_for_evaluator(name).name)
+    except NotFoundError:
+        return False
+
+
+async def list_evaluators(js: JetStreamContext) -> list[ConsumerInfo]:
+    """All evaluators' durables with their lag."""
+    infos = await js.consumers_info(EVENTS)
+    return sorted((i for i in infos if i.name.startswith("evaluator-")), key=lambda i: i.name)

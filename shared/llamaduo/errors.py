@@ -1,0 +1,93 @@
+"""The one exception tree of LlamaDuo.
+
+LlamaDuoError
+├── UserInputError        what a person gave us is wrong: file, line, field, hint (exit code 2)
+├── PermanentError        trying again cannot help: the message goes to the dead letters
+│   ├── BadEvent          a message that is no event of ours
+│   ├── ArtifactCorrupt   bytes that do not have the digest they were asked by
+│   ├── AdapterRejected   an adapter that must not be served, and why
+│   └── ServiceLLMRefused the provider will not answer this, ever (key, quota, refusal)
+├── RetryableError        try again after `delay` seconds
+│   ├── Busy              somebody else holds the lease of this job
+│   └── NotYet            something this work needs has not arrived yet
+├── BudgetExhausted       the door refused to pay: a named stop, neither retried nor a dead letter
+└── LeaseLost             another process owns this job now: stop, touch nothing
+"""
+
+from __future__ import annotations
+
+
+class LlamaDuoError(Exception):
+    """Root of all errors that LlamaDuo raises on purpose."""
+
+
+class UserInputError(LlamaDuoError):
+    """Something a person wrote is wrong; names where and, where known, what was meant.
+
+    `file`, `line` (1-based) and `field` (dotted key) are None where they do not apply.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message, self.file, self.line, self.field, self.hint = message, file, line, field, hint
+        where = ":".join(str(part) for part in (file, line) if part is not None)
+        text = f"{where}: " if where else ""
+        text += f"{field}: " if field else ""
+        text += message
+        text += f" ({hint})" if hint else ""
+        super().__init__(text)
+
+
+class PermanentError(LlamaDuoError):
+    """Trying again cannot help."""
+
+
+class BadEvent(PermanentError):
+    """A message that is not an event of this contract."""
+
+
+class ArtifactCorrupt(PermanentError):
+    """The bytes found under a reference do not have its digest or size."""
+
+
+class AdapterRejected(PermanentError):
+    """This adapter must not be served; the message says why."""
+
+
+class ServiceLLMRefused(PermanentError):
+    """The provider will not answer this call however often it is tried (key, quota, refusal, bad request)."""
+
+
+class RetryableError(LlamaDuoError):
+    """Try again after `delay` seconds."""
+
+    def __init__(self, message: str, delay: float = 5.0) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class Busy(RetryableError):
+    """Another process holds this job's lease; `delay` is what is left of it."""
+
+
+class NotYet(RetryableError):
+    """Something this work waits for has not arrived yet; not counted as a failed try."""
+
+
+class BudgetExhausted(LlamaDuoError):
+    """A budget's door refused: `what` (money, calls, tokens), the `limit` and what is `spent` or reserved."""
+
+    def __init__(self, what: str, limit: float, spent: float) -> None:
+        super().__init__(f"budget exhausted: {what} limit {limit:g}, spent or reserved {spent:g}")
+        self.what, self.limit, self.spent = what, limit, spent
+
+
+class LeaseLost(LlamaDuoError):
+    """Another process owns this job now: stop the work, publish nothing, settle nothing."""

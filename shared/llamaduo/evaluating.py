@@ -1,0 +1,117 @@
+"""Run an evaluator as a subscriber: one durable, its own process, in this repository or in anybody's.
+
+from llamaduo.evaluators import Score, evaluator
+from llamaduo.evaluating import run_evaluator
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from llamaduo.artifacts import read_bytes
+from llamaduo.bus.service import Service
+from llamaduo.bus.settling import Work
+from llamaduo.bus.topology import durable_for_evaluator
+from llamaduo.datasets import ShardRow, load_shard
+from llamaduo.errors import PermanentError
+from llamaduo.evaluators import Evaluator, Score, Scored, Task
+from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
+from llamaduo.settings import ServiceSettings
+
+
+def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Score]) -> list[RowMark]:
+    """Scores as marks of an event; a row that a metric left out counts as abstained.
+
+    PermanentError where a score is of no such row or metric, or out of range.
+    """
+    known = {row.row for row in rows}
+    marks = []
+    for score in scores:
+        if score.row not in known:
+            raise PermanentError(f"evaluator {evaluator.name} scored row {score.row!r}, which it was not given")
+        limits = evaluator.metrics.get(score.metric)
+        if limits is None:
+            raise PermanentError(f"evaluator {evaluator.name} has not declared metric {score.metric!r}")
+        if score.value is not None and not limits.low <= score.value <= limits.high:
+            raise PermanentError(
+                f"evaluator {evaluator.name} gave {score.metric} {score.value:g}, outside "
+                f"{limits.low:g}..{limits.high:g}"
+            )
+        marks.append(
+            RowMark(
+                row=score.row,
+                sample=score.sample,
+                metric=score.metric,
+                value=score.value,
+                reason=score.reason[:400],
+            )
+        )
+    marked = {(mark.row, mark.metric) for mark in marks}
+    return marks + [
+        RowMark(row=row.row, metric=metric, value=None, reason="left out by the evaluator")
+        for row in rows
+        for metric in evaluator.metrics
+        if (row.row, metric) not in marked
+    ]
+
+
+def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]]]:
+    """The handler that marks one shard with this evaluator."""
+
+    async def mark(event: ResponsesGenerated | MarksRequested, work: Work) -> list[Event]:
+        if isinstance(event, MarksRequested) and event.evaluator != evaluator.name:
+            return []
+        view = await work.view(event.migration)
+        spec = view.spec
+        if spec is None or evaluator.name not in [choice.name for choice in spec.evaluators]:
+            return []
+        repeat = event.repeat if isinstance(event, MarksRequested) else 0
+        scored = EvalScored(
+            **event.place(),
+            evaluator=evaluator.name,
+            version=evaluator.version,
+            repeat=repeat,
+            metrics=evaluator.metrics,
+        )
+        skipped = isinstance(event, ResponsesGenerated) and (event.skipped or event.responses is None)
+        if skipped or event.responses is None or not view.undecided(event.candidate, event.split):
+            return [scored.model_copy(update={"skipped": True})]
+        rows = load_shard(await read_bytes(await work.bus.artifacts(), event.responses))
+        task = Task(
+            migration=event.migration,
+            spec=spec,
+            candidate=event.candidate.key,
+            split=event.split,
+            shard=event.shard,
+            repeat=repeat,
+            job=work.job,
+        )
+        began = datetime.now(UTC)
+        result = await evaluator.score(rows, task)
+        if not isinstance(result, Scored):
+            result = Scored(scores=result)
+        span = WorkSpan(kind="marking", began=began, ended=datetime.now(UTC))
+        return [
+            scored.model_copy(
+                update={
+                    "marks": marks_of(evaluator, rows, result.scores),
+                    "calls": result.calls,
+                    "work": [*result.work, span],
+                }
+            )
+        ]
+
+    return mark
+
+
+def evaluator_service(evaluator: Evaluator, settings: ServiceSettings) -> Service:
+    """An evaluator wired to its own durable (made by `llamaduo evaluator add NAME` or bootstrap)."""
+    durable = durable_for_evaluator(evaluator.name).name
+    return Service(durable, settings, roles={durable: (marking(evaluator), evaluator.concurrency)})
+
+
+def run_evaluator(evaluator: Evaluator, settings: ServiceSettings | None = None) -> None:
+    """Run until SIGTERM."""
+    evaluator_service(evaluator, settings or ServiceSettings()).run()

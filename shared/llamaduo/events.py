@@ -1,0 +1,499 @@
+"""The events: one frozen model each; the subject on the bus is the event's `type`.
+
+Every event carries its migration, schema version, when and by whom it was published. Its `id` is a hash of what
+was asked: type (or the question it answers), migration, job key, submission. Outcome, cost and time are never in
+it, so a repeated answer to the same question is the same event. Readers ignore fields they do not know.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, computed_field
+
+from llamaduo.errors import BadEvent
+from llamaduo.identity import identity
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Split = Literal["train", "validation", "test", "holdout"]
+MarkedSplit = Literal["test", "holdout"]
+
+
+class Part(BaseModel):
+    """A value inside an event: frozen, tolerant of fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class ArtifactRef(Part):
+    """Where some bytes are and what they must be. `uri` is `obj:<sha256>` in the default store, else a URL."""
+
+    uri: str
+    sha256: Sha256
+    size: int = Field(ge=0, description="bytes")
+    media_type: str = "application/octet-stream"
+
+
+class WorkSpan(Part):
+    """When model work itself ran, as opposed to waiting or starting. Not part of any id."""
+
+    kind: Literal["training", "generation", "service_llm", "model_load", "marking"]
+    began: datetime
+    ended: datetime
+
+
+class CallCounts(Part):
+    """Service-LLM calls behind one result."""
+
+    made: int = 0
+    from_ledger: int = 0
+    rebought: int = Field(0, description="calls in flight at a kill that may have been paid twice")
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    money: float = Field(0.0, description="US dollars; 0 where no price is known")
+
+    def __add__(self, other: CallCounts) -> CallCounts:
+        return CallCounts(**{k: getattr(self, k) + getattr(other, k) for k in CallCounts.model_fields})
+
+
+class Adapter(Part):
+    """A LoRA adapter as content: its files by name; `digest` is over sorted (name, sha256) pairs."""
+
+    digest: Sha256
+    files: dict[str, ArtifactRef]
+    base_model: str
+    base_digest: str
+    rank: int
+
+
+class Candidate(Part):
+    """Who answers: the untrained base, the service LLM itself, or the adapter of a round."""
+
+    kind: Literal["base", "service", "adapter"]
+    round: int | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def key(self) -> str:
+        """`base`, `service` or `round-<n>`; part of ids."""
+        return f"round-{self.round}" if self.kind == "adapter" else self.kind
+
+
+class MetricRange(Part):
+    """What a mark of this metric can be; the verdict scales it to [0, 1], higher is better."""
+
+    low: float = 0.0
+    high: float = 1.0
+    higher_is_better: bool = True
+
+
+class RowMark(Part):
+    """One evaluator's mark for one answer to one prompt; `value` None means it abstained or failed."""
+
+    row: str
+    sample: int = 0
+    metric: str
+    value: float | None
+    reason: str = Field("", max_length=400)
+
+
+class Interval(Part):
+    """A mean on the metric's own scale with its confidence interval over `n` prompts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+Marks = dict[str, dict[str, Interval]]
+"""evaluator -> metric -> interval"""
+
+
+class FailingRow(Part):
+    """A test row the candidate got wrong: its id, mean mark on [0, 1] and the evaluators' reasons."""
+
+    row: str
+    mark: float
+    reasons: list[str] = Field(default_factory=list)
+
+
+class Event(BaseModel):
+    """What all events share."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    answers: ClassVar[str | None] = None
+    """The question whose possible answers share one id (passed or failed; completed, stopped or cancelled)."""
+
+    type: str
+    schema_version: int = 1
+    migration: str
+    submission: int = Field(1, ge=1, description="raised only when somebody asks for the same thing again")
+    at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="when it was published")
+    source: str = Field("", description="the service and replica that published it")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        """What was asked, beyond type and migration."""
+        return ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def id(self) -> str:
+        """The event's id, sent as `Nats-Msg-Id` and `ce-id`."""
+        return identity(self.answers or self.type, self.migration, *self.job_key(), self.submission)
+
+
+class MigrationRequested(Event):
+    """A migration was submitted: the frozen spec and the coverage dataset."""
+
+    type: Literal["migration.requested"] = "migration.requested"
+    spec: dict[str, Any]
+    coverage: ArtifactRef
+    parent: str | None = None
+
+
+class OfRound(Event):
+    """An event about one round as a whole."""
+
+    round: int = Field(ge=0)
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round,)
+
+
+class DatasetReady(OfRound):
+    """A round's data: refs to the splits, what was added and what the filters removed."""
+
+    type: Literal["dataset.ready"] = "dataset.ready"
+    splits: dict[Split, ArtifactRef]
+    rows: dict[Split, int]
+    digest: Sha256 = Field(description="over the sorted content of all splits")
+    added: int = Field(0, description="generated rows new in this round")
+    removed: dict[str, int] = Field(default_factory=dict, description="generated rows dropped, by filter")
+    calls: CallCounts = CallCounts()
+    work: list[WorkSpan] = Field(default_factory=list)
+
+
+class AdapterTrained(OfRound):
+    """A round's adapter and how it was made."""
+
+    type: Literal["adapter.trained"] = "adapter.trained"
+    adapter: Adapter
+    dataset: Sha256
+    recipe: dict[str, Any]
+    steps: int
+    best_step: int
+    loss: float | None = None
+    validation_loss: float | None = None
+    rows_given: int = 0
+    rows_kept: int = 0
+    rows_cut: int = 0
+    label_tokens: int = 0
+    seed: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    work: list[WorkSpan] = Field(default_factory=list)
+
+
+class OfShard(Event):
+    """An event about one shard of one split for one candidate."""
+
+    candidate: Candidate
+    split: MarkedSplit
+    shard: int = Field(ge=0)
+    of: int = Field(ge=1, description="shards of this split in all")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.candidate.key, self.split, self.shard, self.of)
+
+    def place(self) -> dict[str, Any]:
+        """The fields that say which shard of what: what answers or marks it has the same."""
+        return {
+            name: getattr(self, name) for name in ("migration", "submission", "candidate", "split", "shard", "of")
+        }
+
+
+class ShardAsked(OfShard):
+    """A shard of prompts somebody is to answer: rows `shard*size` to `shard*size+size` of the split artifact."""
+
+    rows: ArtifactRef = Field(description="the whole split, in its frozen order")
+    size: int = Field(ge=1, description="rows a shard")
+    answers_per_prompt: int = Field(1, ge=1)
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    evaluators: list[str] = Field(default_factory=list, description="who marks the answers")
+
+
+class ResponsesRequested(ShardAsked):
+    """One shard of prompts for the local candidate."""
+
+    type: Literal["responses.requested"] = "responses.requested"
+
+
+class ReferencesRequested(ShardAsked):
+    """One shard of prompts for the service LLM itself: the bar to reach."""
+
+    type: Literal["references.requested"] = "references.requested"
+
+
+class ResponsesGenerated(OfShard):
+    """The answers to a shard; `responses` is None when the round was decided before they were made."""
+
+    type: Literal["responses.generated"] = "responses.generated"
+    responses: ArtifactRef | None
+    skipped: bool = False
+    evaluators: list[str] = Field(default_factory=list)
+    rows: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    calls: CallCounts = CallCounts()
+    work: list[WorkSpan] = Field(default_factory=list)
+
+
+class MarksRequested(OfShard):
+    """Mark that shard once more: repeat n, by the evaluator named."""
+
+    type: Literal["marks.requested"] = "marks.requested"
+    evaluator: str
+    repeat: int = Field(ge=1)
+    responses: ArtifactRef
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (*super().job_key(), self.evaluator, self.repeat)
+
+
+class EvalScored(OfShard):
+    """One evaluator's marks and reasons for one shard."""
+
+    type: Literal["eval.scored"] = "eval.scored"
+    evaluator: str
+    version: str
+    repeat: int = 0
+    metrics: dict[str, MetricRange] = Field(default_factory=dict)
+    marks: list[RowMark] = Field(default_factory=list)
+    skipped: bool = False
+    calls: CallCounts = CallCounts()
+    work: list[WorkSpan] = Field(default_factory=list)
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (*super().job_key(), self.evaluator, self.version, self.repeat)
+
+
+class RoundDecided(OfRound):
+    """A round's verdict on the test split."""
+
+    answers: ClassVar[str | None] = "eval.decided"
+    verdict: Literal["passed", "failed", "undecided"]
+    marks: Marks
+    gate: dict[str, Any]
+    rows: int = Field(description="test prompts marked when it was decided")
+    note: str = ""
+
+
+class EvalFailed(RoundDecided):
+    """The round did not pass: failed for sure, or undecided."""
+
+    type: Literal["eval.failed"] = "eval.failed"
+    failures: list[FailingRow] = Field(default_factory=list)
+
+
+class EvalPassed(RoundDecided):
+    """The round passed its gate on the test split."""
+
+    type: Literal["eval.passed"] = "eval.passed"
+    candidate: Candidate
+
+
+class AdapterPromoted(OfRound):
+    """The alias now means this adapter."""
+
+    type: Literal["adapter.promoted"] = "adapter.promoted"
+    alias: str
+    adapter: Adapter
+    name: str = Field(description="the name under which vLLM serves it")
+    by: str
+    why: str
+    command: str = ""
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.alias, self.command)
+
+
+class AdapterRolledBack(OfRound):
+    """The alias no longer means the adapter of `round`; `to` is the one it means now, if any."""
+
+    type: Literal["adapter.rolled_back"] = "adapter.rolled_back"
+    alias: str
+    to: Adapter | None
+    by: str
+    why: str
+    command: str = ""
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.alias, self.command)
+
+
+class AdapterLoaded(OfRound):
+    """One inference replica now serves this adapter."""
+
+    type: Literal["adapter.loaded"] = "adapter.loaded"
+    name: str
+    digest: Sha256
+    replica: str
+    url: str = ""
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.digest, self.replica, self.url)
+
+
+class Command(Event):
+    """Something an operator asked for; its id is made once by the caller and reused on retry."""
+
+    command: str = Field(min_length=8)
+    by: str = ""
+    why: str = ""
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.command,)
+
+
+class PauseRequested(Command):
+    """Take up no new work of this migration."""
+
+    type: Literal["migration.pause_requested"] = "migration.pause_requested"
+
+
+class ResumeRequested(Command):
+    """Go on with a paused migration."""
+
+    type: Literal["migration.resume_requested"] = "migration.resume_requested"
+
+
+class CancelRequested(Command):
+    """End this migration now."""
+
+    type: Literal["migration.cancel_requested"] = "migration.cancel_requested"
+
+
+class PromoteRequested(Command):
+    """Serve the adapter of a round under the migration's alias."""
+
+    type: Literal["adapter.promote_requested"] = "adapter.promote_requested"
+    round: int = Field(ge=0)
+
+
+class RollbackRequested(Command):
+    """Serve what the alias meant before."""
+
+    type: Literal["adapter.rollback_requested"] = "adapter.rollback_requested"
+    round: int = Field(ge=0)
+
+
+class BudgetRefused(Event):
+    """A budget's door refused a call."""
+
+    type: Literal["budget.exhausted"] = "budget.exhausted"
+    what: Literal["money", "calls", "tokens"]
+    limit: float
+    spent: float
+    job: str = Field(description="id of the event whose work was refused")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.what, self.job)
+
+
+class WorkFailed(Event):
+    """A message went to the dead letters."""
+
+    type: Literal["work.failed"] = "work.failed"
+    consumer: str
+    subject: str
+    job: str = Field(description="id of the event that could not be worked on")
+    error: str
+    attempts: int
+    dead_letter: str = Field("", description="id of the dead letter, for `llamaduo dlq`")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.consumer, self.job, self.dead_letter)
+
+
+class MigrationEnded(Event):
+    """The one end of a migration, published by the verdict alone."""
+
+    answers: ClassVar[str | None] = "migration.ended"
+    round: int | None = None
+    reason: str = ""
+
+
+class MigrationCompleted(MigrationEnded):
+    """A round passed; its holdout marks stand beside the test marks."""
+
+    type: Literal["migration.completed"] = "migration.completed"
+    marks: Marks = Field(default_factory=dict)
+    holdout: Marks = Field(default_factory=dict)
+
+
+class MigrationStopped(MigrationEnded):
+    """Ended without a pass by a named rule."""
+
+    type: Literal["migration.stopped"] = "migration.stopped"
+    rule: Literal["rounds", "budget", "hours", "no_gain", "silent_evaluator", "error"]
+
+
+class MigrationCancelled(MigrationEnded):
+    """An operator ended it."""
+
+    type: Literal["migration.cancelled"] = "migration.cancelled"
+
+
+AnyEvent = (
+    MigrationRequested
+    | DatasetReady
+    | AdapterTrained
+    | ResponsesRequested
+    | ReferencesRequested
+    | ResponsesGenerated
+    | MarksRequested
+    | EvalScored
+    | EvalFailed
+    | EvalPassed
+    | AdapterPromoted
+    | AdapterRolledBack
+    | AdapterLoaded
+    | PauseRequested
+    | ResumeRequested
+    | CancelRequested
+    | PromoteRequested
+    | RollbackRequested
+    | BudgetRefused
+    | WorkFailed
+    | MigrationCompleted
+    | MigrationStopped
+    | MigrationCancelled
+)
+
+EVENT_TYPES: dict[str, type[Event]] = {model.model_fields["type"].default: model for model in AnyEvent.__args__}
+_PARSER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
+
+
+def subject_of(model: type[Event]) -> str:
+    """The subject on the bus of an event class."""
+    subject: str = model.model_fields["type"].default
+    return subject
+
+
+def parse_event(body: bytes) -> AnyEvent:
+    """Read one event from its JSON body. BadEvent if it is none of this contract."""
+    try:
+        return _PARSER.validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadEvent(f"not an event of this contract: {where}: {first['msg']}") from error
+
+
+def encode_event(event: Event) -> bytes:
+    """The JSON body of an event."""
+    return event.model_dump_json().encode()

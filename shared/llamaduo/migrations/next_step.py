@@ -1,0 +1,53 @@
+"""Whether a failed round is followed by another: one pure function, asked by synthesizer and verdict alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llamaduo.events import EvalFailed, Marks
+from llamaduo.migrations.fold import MigrationView
+
+StopRule = Literal["rounds", "budget", "hours", "no_gain", "silent_evaluator", "error"]
+
+
+@dataclass(frozen=True)
+class NextRound:
+    """Go on: make the data of this round."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the migration by this rule."""
+
+    rule: StopRule
+    reason: str
+
+
+def mean_of(marks: Marks) -> float:
+    """One number to compare rounds by: the mean over all gate metrics, each on its own scale."""
+    means = [interval.mean for metrics in marks.values() for interval in metrics.values()]
+    return sum(means) / len(means) if means else 0.0
+
+
+def after_failure(view: MigrationView, number: int) -> NextRound | Stop:
+    """What follows the failed round `number`. Depends on the log alone, never on the clock of the reader.
+
+    ValueError if that round has not failed.
+    """
+    spec, request, failed = view.spec, view.request, view.decision(number)
+    if spec is None or request is None or not isinstance(failed, EvalFailed):
+        raise ValueError(f"round {number} of {view.migration} has not failed")
+    budgets = spec.budgets
+    if number + 1 >= budgets.rounds:
+        return Stop("rounds", f"{budgets.rounds} rounds were allowed and none passed")
+    hours = (failed.at - request.at).total_seconds() / 3600
+    if hours >= budgets.hours:
+        return Stop("hours", f"{hours:.1f} hours have gone by, {budgets.hours:g} were allowed")
+    means = [mean_of(d.marks) for n in range(number + 1) if (d := view.decision(n)) is not None]
+    best = max(range(len(means)), key=lambda i: (means[i], -i))
+    if len(means) - 1 - best >= budgets.rounds_without_gain:
+        return Stop("no_gain", f"no better mean in {budgets.rounds_without_gain} rounds")
+    return NextRound(number + 1)

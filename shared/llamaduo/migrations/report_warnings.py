@@ -1,0 +1,162 @@
+"""What a reader of the report must know before trusting it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from llamaduo.events import (
+    DatasetReady,
+    EvalScored,
+    Marks,
+    MetricRange,
+    ResponsesGenerated,
+)
+from llamaduo.migrations.fold import MigrationView
+from llamaduo.migrations.intervals import rows_to_decide
+from llamaduo.migrations.spec import MigrationSpec
+
+WIDE = 0.10
+"""Half an interval, as a share of the scale, beyond which a test set is called small."""
+NEARLY_ALL = 0.95
+
+
+def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+    """Warnings in the order a reader should see them; `marks_by_round` holds each round's test marks."""
+    return [
+        *_who_the_service_llm_was(view.spec),
+        *_small_test_set(view, marks_by_round),
+        *_silent(view),
+        *_abstained(view),
+        *_changed_evaluators(view),
+        *_cut_rows(view),
+        *_rebought(view),
+        *_refused(view),
+    ]
+
+
+def _who_the_service_llm_was(spec: MigrationSpec | None) -> list[str]:
+    if spec is None:
+        return []
+    addresses = {
+        llm.base_url: llm.model for llm in (spec.service_llm, spec.teacher_llm, spec.judge_llm) if llm.base_url
+    }
+    local = sorted(
+        f"{model} ran at {urlsplit(url).hostname}:{urlsplit(url).port or ''}".rstrip(":")
+        for url, model in addresses.items()
+        if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    )
+    return [f"{text}, a server on this machine: not the provider of that name" for text in local]
+
+
+def _scales(view: MigrationView) -> dict[tuple[str, str], MetricRange]:
+    return {
+        (event.evaluator, metric): scale
+        for event in view.of_type(EvalScored)
+        for metric, scale in event.metrics.items()
+    }
+
+
+def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+    decided = [number for number in marks_by_round if view.decision(number) is not None]
+    spec = view.spec
+    if not decided or spec is None:
+        return []
+    last, found = max(decided), []
+    verdict, data = view.decision(last), view.dataset(last)
+    undecided = verdict is not None and verdict.verdict == "undecided"
+    # A verdict that was sure before all prompts were marked says nothing about the size of the test set.
+    if not undecided and verdict and data and verdict.rows < NEARLY_ALL * data.rows.get("test", 0):
+        return []
+    for evaluator, metrics in sorted(marks_by_round[last].items()):
+        for metric, interval in sorted(metrics.items()):
+            threshold = spec.gate.absolute.get(f"{evaluator}.{metric}")
+            scale = _scales(view).get((evaluator, metric), MetricRange())
+            width = scale.high - scale.low
+            half = (interval.high - interval.low) / 2
+            if evaluator not in spec.required or width <= 0 or half <= WIDE * width:
+                continue
+            text = (
+                f"{evaluator}.{metric} of round {last} is known to ±{half:.3g} only, from {interval.n} "
+                "prompts: a difference below that cannot be told"
+            )
+            if threshold is not None and undecided:
+                wanted = rows_to_decide(interval.mean, threshold, scale, spec.gate.confidence)
+                text += f"; about {wanted} prompts would decide it" if wanted else ""
+            found.append(text)
+    return found
+
+
+def _silent(view: MigrationView) -> list[str]:
+    answered = any(not event.skipped for event in view.of_type(ResponsesGenerated))
+    if view.spec is None or not answered:
+        return []
+    return [
+        f"{choice.name} ({choice.role}) has marked nothing"
+        for choice in view.spec.evaluators
+        if choice.name not in view.evaluators_seen
+    ]
+
+
+def _abstained(view: MigrationView) -> list[str]:
+    counts: dict[tuple[str, str], list[int]] = {}
+    for event in view.of_type(EvalScored):
+        for mark in event.marks:
+            held, total = counts.setdefault((event.evaluator, mark.metric), [0, 0])
+            counts[event.evaluator, mark.metric] = [held + (mark.value is None), total + 1]
+    return [
+        f"{evaluator}.{metric} withheld {held} of {total} marks; these prompts are not in its mean"
+        for (evaluator, metric), (held, total) in sorted(counts.items())
+        if held
+    ]
+
+
+def _changed_evaluators(view: MigrationView) -> list[str]:
+    versions: dict[str, set[str]] = {}
+    for event in view.of_type(EvalScored):
+        versions.setdefault(event.evaluator, set()).add(event.version)
+    return [
+        f"{name} changed its version under way ({', '.join(sorted(seen))}): its marks are not all alike"
+        for name, seen in sorted(versions.items())
+        if len(seen) > 1
+    ]
+
+
+def _cut_rows(view: MigrationView) -> list[str]:
+    found = []
+    for number in view.rounds:
+        trained = view.adapter(number)
+        if trained is not None and trained.rows_cut:
+            found.append(
+                f"round {number}: {trained.rows_cut} of {trained.rows_given} training rows were longer than "
+                "the recipe's max_length and lost their end or were left out"
+            )
+    return found
+
+
+def _rebought(view: MigrationView) -> list[str]:
+    lines = []
+    for event in view.of_type(DatasetReady):
+        if event.calls.rebought:
+            lines.append((event.calls.rebought, f"the data of round {event.round}"))
+    for answers in view.of_type(ResponsesGenerated):
+        if answers.calls.rebought:
+            lines.append((answers.calls.rebought, f"answers of {answers.candidate.key}, shard {answers.shard}"))
+    for scored in view.of_type(EvalScored):
+        if scored.calls.rebought:
+            where = f"{scored.candidate.key}, {scored.split} shard {scored.shard}"
+            lines.append((scored.calls.rebought, f"marks of {scored.evaluator} for {where}"))
+    return [f"{count} calls in flight at a kill may have been paid twice: {what}" for count, what in lines]
+
+
+def _refused(view: MigrationView) -> list[str]:
+    dead = [
+        f"a dead letter: {event.consumer} gave up on {event.subject} after {event.attempts} tries: "
+        f"{event.error[:300]} (llamaduo dlq show {event.dead_letter or 'ID'})"
+        for event in view.failures
+    ]
+    budget = [
+        f"the budget of {event.limit:g} {event.what} refused a call at {event.spent:g} spent or reserved"
+        for event in view.refusals
+    ]
+    return [*dead, *budget]

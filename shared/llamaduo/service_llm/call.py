@@ -1,0 +1,95 @@
+"""One question to a service LLM, and its answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel
+
+from llamaduo.identity import content_digest
+from llamaduo.migrations.spec import ServiceLLM
+
+KEY_PREFIX = "call."
+_MIGRATION = re.compile(r"[A-Za-z0-9_-]+")
+
+FinishReason = Literal["stop", "length", "content_filter", "other"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request: what is asked, of which model, and for whose work.
+
+    `messages` are `{"role": system|user|assistant, "content": text}` and end with a user message. `schema` asks for
+    typed output: the answer's text is then JSON of that shape, to be read with `parsing`. `sample` tells otherwise
+    equal calls apart that are each to be bought. `job` is the id of the event whose work this is.
+    ValueError if the messages or the migration's id are unusable.
+    """
+
+    messages: Sequence[Mapping[str, str]]
+    llm: ServiceLLM
+    migration: str
+    job: str
+    purpose: str = ""
+    schema: type[BaseModel] | None = None
+    max_tokens: int = 1024
+    temperature: float | None = None
+    seed: int | None = None
+    sample: int = 0
+
+    def __post_init__(self) -> None:
+        if not _MIGRATION.fullmatch(self.migration):
+            raise ValueError(f"a migration id is letters, digits, - and _; not {self.migration!r}")
+        if not self.messages or self.messages[-1].get("role") != "user":
+            raise ValueError("messages must end with one of the user")
+        for message in self.messages:
+            if set(message) != {"role", "content"} or message["role"] not in ("system", "user", "assistant"):
+                raise ValueError("a message has a role (system, user, assistant) and a content")
+
+    @property
+    def warmth(self) -> float | None:
+        """The temperature to send: the call's own, else the spec's; None leaves it to the provider."""
+        return self.temperature if self.temperature is not None else self.llm.temperature
+
+    @cached_property
+    def key(self) -> str:
+        """The ledger key: what is asked of which model. Where it is served, by which key and for whom is no part."""
+        return KEY_PREFIX + content_digest(
+            {
+                "model": self.llm.model,
+                "messages": [dict(message) for message in self.messages],
+                "schema": [self.schema.__name__, self.schema.model_json_schema()] if self.schema else None,
+                "max_tokens": self.max_tokens,
+                "temperature": self.warmth,
+                "seed": self.seed,
+                "sample": self.sample,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the service LLM said, and what it took.
+
+    `from_ledger`: nothing was sent for this `ask`. `own`: it was bought for this call's job, now or before a kill, so
+    the job's result counts its cost; an answer that other work had bought is not own. `rebought`: an earlier attempt
+    of this job may have been paid as well. `failed` counts this job's attempts that brought no answer. `money` is US
+    dollars, 0 where no price is known. `began` and `ended` enclose the one request that was answered.
+    """
+
+    key: str
+    text: str
+    finish_reason: FinishReason
+    input_tokens: int
+    output_tokens: int
+    money: float
+    from_ledger: bool
+    own: bool
+    rebought: bool
+    failed: int
+    began: datetime
+    ended: datetime

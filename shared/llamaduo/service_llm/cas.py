@@ -1,0 +1,58 @@
+"""Changing one key by compare-and-set, through conflicts and through a broker that is restarting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from nats.errors import Error as NatsError
+
+from llamaduo.bus.kv import KeyConflict, KeyValue
+from llamaduo.errors import RetryableError
+from llamaduo.service_llm.clock import Clock
+
+T = TypeVar("T")
+
+PATIENCE_S = 60.0
+"""How long a broker may be away: an answer that was paid for is worth waiting to write down."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 2.0
+_AWAY = (NatsError, OSError, TimeoutError)
+
+
+async def change(
+    kv: KeyValue,
+    key: str,
+    step: Callable[[bytes | None], tuple[bytes | None, T]],
+    clock: Clock,
+    patience_s: float = PATIENCE_S,
+) -> T:
+    """Replace the value of `key` by what `step` makes of it; a new value of None leaves it as it is.
+
+    `step` runs again after a conflict, and after a write whose acknowledgement was lost, so it must see by itself
+    that its change is already there. What it raises ends the change. RetryableError after `patience_s` seconds.
+    """
+    deadline, pause = clock.now() + patience_s, _FIRST_PAUSE_S
+    while True:
+        try:
+            entry = await kv.get(key)
+            value, result = step(entry.value if entry else None)
+            if value is None:
+                return result
+            if entry is None:
+                await kv.create(key, value)
+            else:
+                await kv.update(key, value, entry.revision)
+            return result
+        except (KeyConflict, *_AWAY) as error:
+            if clock.now() >= deadline:
+                raise RetryableError(
+                    f"the key-value store did not take a change of {key} in time: {error!r}"
+                ) from error
+            await clock.sleep(pause)
+            pause = _FIRST_PAUSE_S if isinstance(error, KeyConflict) else min(2 * pause, _LONGEST_PAUSE_S)
+
+
+async def read(kv: KeyValue, key: str, clock: Clock, patience_s: float = PATIENCE_S) -> bytes | None:
+    """The value of `key`, or None. RetryableError if the store stays away for `patience_s` seconds."""
+    return await change(kv, key, lambda value: (None, value), clock, patience_s)

@@ -1,0 +1,327 @@
+"""The one way to call the service LLM: ledger, rate limit, budget, retries.
+
+One call goes: is it in the ledger? wait for a slot; hold its largest price; write it down as intended; send; write
+the answer down; settle. Whatever is cut off in between is taken up where the ledger shows it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from llamaduo.bus.kv import KeyValue
+from llamaduo.errors import BudgetExhausted, LlamaDuoError, RetryableError, ServiceLLMRefused
+from llamaduo.identity import seed_of
+from llamaduo.migrations.spec import Budgets, ServiceLLM
+from llamaduo.service_llm import prices
+from llamaduo.service_llm.budget import Amount, Door
+from llamaduo.service_llm.call import Answer, Call
+from llamaduo.service_llm.clock import Clock, SystemClock, moment
+from llamaduo.service_llm.ledger import Attempt, Bought, Ledger, LedgerEntry
+from llamaduo.service_llm.permits import Permits, rate_key
+from llamaduo.service_llm.providers import ProviderSender
+from llamaduo.service_llm.sending import Reply, Send, SendFailed
+
+if TYPE_CHECKING:
+    from llamaduo.bus.connection import Bus
+
+MAX_TRIES = 6
+LONGEST_WAIT_S = 120.0
+"""A provider that asks for more patience than this gets the whole job put off."""
+
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.1, 2.0
+
+
+@dataclass
+class _Flight:
+    """A call this process has in hand; equal calls wait for the same one. `paying`: must not be cut off."""
+
+    task: asyncio.Task[LedgerEntry]
+    migration: str
+    waiters: int = 0
+    paying: bool = False
+    sent: bool = False
+
+
+class _Dropped(Exception):
+    """The flight that was joined had just been given up by those who waited for it."""
+
+
+class ServiceLLMClient:
+    """Asks service LLMs for the work of one process.
+
+    `ledger`, `budget` and `permits` are buckets shared by all replicas of all services; `send` does one request and
+    nothing else; `replica` names this process in the ledger.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: KeyValue,
+        budget: KeyValue,
+        permits: KeyValue,
+        replica: str,
+        send: Send | None = None,
+        clock: Clock | None = None,
+        max_tries: int = MAX_TRIES,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._ledger = Ledger(ledger, self._clock)
+        self._door = Door(budget, self._clock)
+        self._permits = Permits(permits, self._clock)
+        self._send = send or ProviderSender()
+        self._replica, self._owner, self._max_tries = replica, uuid4().hex, max_tries
+        self._flights: dict[str, _Flight] = {}
+        self._rooms: dict[tuple[str, int], asyncio.Semaphore] = {}
+        self._closed = False
+
+    @classmethod
+    async def on_bus(cls, bus: Bus) -> ServiceLLMClient:
+        """A client over the bus's buckets, in the name of its connection."""
+        return cls(
+            ledger=await bus.bucket("ledger"),
+            budget=await bus.bucket("budget"),
+            permits=await bus.bucket("permits"),
+            replica=bus.name,
+        )
+
+    async def ask(self, call: Call, budgets: Budgets) -> Answer:
+        """The answer to a call, from the ledger or bought.
+
+        BudgetExhausted: refused at the door, nothing was sent. ServiceLLMRefused: the provider will never answer
+        this. RetryableError: not now. When the caller is cancelled, a request already on its way is still awaited
+        and written down (see `close`).
+        """
+        while True:
+            flight = self._flights.get(call.key)
+            started = flight is None
+            flight = flight or self._start(call, budgets)
+            try:
+                entry = await self._join(flight)
+            except _Dropped:
+                continue
+            except BudgetExhausted:
+                if started or flight.migration == call.migration:
+                    raise
+                continue
+            return _answer(call, entry, from_ledger=not (started and flight.sent))
+
+    async def ask_all(self, calls: Sequence[Call], budgets: Budgets) -> list[Answer | LlamaDuoError]:
+        """Ask many calls, as many at once as the spec allows; one result a call, in order.
+
+        One call that is refused or fails does not stop the others. Once a budget is exhausted nothing more is sent:
+        the calls that were left have that error, those answered keep their answers.
+        """
+        results: dict[int, Answer | LlamaDuoError] = {}
+        queue = iter(enumerate(calls))
+        exhausted: BudgetExhausted | None = None
+
+        async def work() -> None:
+            nonlocal exhausted
+            for number, call in queue:
+                if exhausted is not None:
+                    results[number] = exhausted
+                    continue
+                try:
+                    results[number] = await self.ask(call, budgets)
+                except LlamaDuoError as error:
+                    results[number] = error
+                    if isinstance(error, BudgetExhausted):
+                        exhausted = error
+
+        workers = min(len(calls), max((call.llm.concurrency for call in calls), default=0))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(work())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [results[number] for number in range(len(calls))]
+
+    async def close(self, grace_s: float = 15.0) -> None:
+        """Take no more calls; wait so long for requests on their way and write their answers down; drop the rest."""
+        self._closed = True
+        tasks = [flight.task for flight in self._flights.values()]
+        for flight in self._flights.values():
+            if not flight.paying:
+                flight.task.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._send.close()
+
+    def _start(self, call: Call, budgets: Budgets) -> _Flight:
+        if self._closed:
+            raise RetryableError("this process is leaving")
+        flight: _Flight
+
+        async def fly() -> LedgerEntry:
+            return await self._buy(call, budgets, flight)
+
+        flight = _Flight(asyncio.create_task(fly(), name=f"service-llm {call.key[:20]}"), call.migration)
+        self._flights[call.key] = flight
+        flight.task.add_done_callback(lambda task: self._landed(call.key, task))
+        return flight
+
+    def _landed(self, key: str, task: asyncio.Task[LedgerEntry]) -> None:
+        del self._flights[key]
+        if not task.cancelled():
+            task.exception()
+
+    async def _join(self, flight: _Flight) -> LedgerEntry:
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        except asyncio.CancelledError:
+            if flight.task.cancelled() and not _being_cancelled():
+                raise _Dropped from None
+            raise
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.paying:
+                flight.task.cancel()
+
+    async def _buy(self, call: Call, budgets: Budgets, flight: _Flight) -> LedgerEntry:
+        failures, look = 0, _FIRST_LOOK_S
+        while True:
+            entry = await self._ledger.entry(call.key)
+            if entry.answer is not None:
+                await self._settle_after_kill(call, budgets, entry)
+                return entry
+            if entry.rival(call.job, self._owner, self._clock.now()) is not None:
+                await self._clock.sleep(look)
+                look = min(2 * look, _LONGEST_LOOK_S)
+                continue
+            async with self._room(call.llm):
+                slot = await self._permits.take(call.llm)
+                outcome = await self._attempt(call, budgets, flight, entry, slot)
+            if isinstance(outcome, LedgerEntry):
+                return outcome
+            if isinstance(outcome, SendFailed):
+                failures += 1
+                await self._wait_after(outcome, failures, call)
+
+    async def _attempt(
+        self, call: Call, budgets: Budgets, flight: _Flight, entry: LedgerEntry, slot: float
+    ) -> LedgerEntry | SendFailed | None:
+        """One send: the entry with its answer, why there is none, or None where nothing was sent after all."""
+        flight.paying = True
+        try:
+            attempt_id = entry.next_id(call)
+            await self._door.hold(call.migration, budgets, attempt_id, prices.largest(call))
+            attempt = await self._ledger.begin(call, attempt_id, self._owner, self._replica)
+            if attempt is None:
+                if (await self._ledger.entry(call.key)).attempt(attempt_id) is None:
+                    await self._door.settle(call.migration, budgets, [attempt_id], Amount())
+                return None
+            if not self._permits.fresh(slot):
+                await self._permits.take(call.llm)
+            flight.sent = True
+            began = self._clock.now()
+            try:
+                reply = await self._send(call, call.key)
+            except SendFailed as failure:
+                await self._no_answer(call, budgets, attempt, failure)
+                return failure
+            except LlamaDuoError as error:
+                await self._no_answer(call, budgets, attempt, SendFailed("refused", str(error)))
+                raise
+            except Exception as error:
+                await self._no_answer(call, budgets, attempt, SendFailed("unknown", repr(error)))
+                raise
+            return await self._keep(call, budgets, attempt, reply, began)
+        finally:
+            flight.paying = False
+            if not flight.waiters:
+                flight.task.cancel()
+
+    async def _keep(self, call: Call, budgets: Budgets, attempt: Attempt, reply: Reply, began: float) -> LedgerEntry:
+        bought = Bought(
+            attempt=attempt.id,
+            migration=call.migration,
+            job=call.job,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            input_tokens=reply.input_tokens,
+            output_tokens=reply.output_tokens,
+            money=prices.money(call.llm, reply.input_tokens, reply.output_tokens) or 0.0,
+            began=began,
+            ended=self._clock.now(),
+        )
+        try:
+            entry = await self._ledger.answered(call.key, bought)
+        except ServiceLLMRefused as error:
+            entry = await self._ledger.closed(call.key, attempt.id, "failed", str(error))
+            await self._settle(call, budgets, entry, attempt.id, bought)
+            raise
+        await self._settle(call, budgets, entry, attempt.id, bought)
+        return entry
+
+    async def _no_answer(self, call: Call, budgets: Budgets, attempt: Attempt, failure: SendFailed) -> None:
+        """Close the attempt. What may have been paid stays held; what was not is given back."""
+        paid = failure.kind == "unknown"
+        await self._ledger.closed(call.key, attempt.id, "unknown" if paid else "failed", str(failure))
+        if not paid:
+            await self._door.settle(call.migration, budgets, [attempt.id], Amount())
+
+    async def _settle_after_kill(self, call: Call, budgets: Budgets, entry: LedgerEntry) -> None:
+        """The answer of this very job is there already: a kill may have come between writing it and settling."""
+        if entry.answer is not None and entry.answer.job == call.job:
+            await self._settle(call, budgets, entry, entry.answer.attempt, entry.answer)
+
+    async def _settle(self, call: Call, budgets: Budgets, entry: LedgerEntry, attempt: str, bought: Bought) -> None:
+        """Settle the answered attempt, and those that a kill or a timeout left, at what the answer took."""
+        each = Amount(calls=1, tokens=bought.input_tokens + bought.output_tokens, money=bought.money)
+        left = [one for one in entry.unanswered(call.migration) if one != attempt]
+        await self._door.settle(call.migration, budgets, [attempt, *left], each)
+
+    async def _wait_after(self, failure: SendFailed, failures: int, call: Call) -> None:
+        """Wait before the next try; raises instead where there is none."""
+        if failure.kind == "refused":
+            raise ServiceLLMRefused(f"{call.llm.model}: {failure}")
+        backoff = min(_FIRST_BACKOFF_S * 2 ** (failures - 1), _LONGEST_BACKOFF_S)
+        jitter = seed_of(call.key, failures) / 2**31
+        wait = backoff * (0.5 + jitter) if failure.retry_after is None else failure.retry_after + 0.1 * jitter
+        if failures >= self._max_tries or wait > LONGEST_WAIT_S:
+            raise RetryableError(f"{call.llm.model}: tried {failures} times, last: {failure}", delay=wait)
+        if failure.kind == "limited":
+            await self._permits.hold(call.llm, wait)
+        await self._clock.sleep(wait)
+
+    def _room(self, llm: ServiceLLM) -> asyncio.Semaphore:
+        return self._rooms.setdefault((rate_key(llm), llm.concurrency), asyncio.Semaphore(llm.concurrency))
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
+    """The entry's answer as this call's. ServiceLLMRefused where the provider refused in words, paid as it is."""
+    bought = entry.answer
+    if bought is None:
+        raise RetryableError("the ledger has lost an answer")
+    if bought.finish_reason == "content_filter":
+        raise ServiceLLMRefused(f"{call.llm.model} refused to answer (content filter)")
+    ours = [one for one in entry.attempts if one.job == call.job]
+    return Answer(
+        key=call.key,
+        text=bought.text,
+        finish_reason=bought.finish_reason,
+        input_tokens=bought.input_tokens,
+        output_tokens=bought.output_tokens,
+        money=bought.money,
+        from_ledger=from_ledger,
+        own=bought.job == call.job,
+        rebought=any(one.rebought for one in ours),
+        failed=sum(one.outcome in ("failed", "unknown") for one in ours),
+        began=moment(bought.began),
+        ended=moment(bought.ended),
+    )

@@ -1,0 +1,237 @@
+"""Sends calls through pydantic-ai's models: any provider it knows, and any OpenAI-compatible server by URL.
+
+Importing this module is cheap; pydantic-ai is imported when the first call is sent, so an idle service does not carry
+it. No SDK retries: limits, retries and the ledger are the client's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llamaduo.migrations.spec import ServiceLLM
+from llamaduo.service_llm.call import Call, FinishReason
+from llamaduo.service_llm.credentials import NO_KEY, api_key
+from llamaduo.service_llm.sending import Reply, SendFailed, ServiceLLMMisconfigured
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import Model, ModelRequestParameters
+    from pydantic_ai.settings import ModelSettings
+
+_CHAT_PROVIDERS = ("openai", "openai-chat")
+_DEFAULT_KEY = "OPENAI_API_KEY"
+_LONGEST_MESSAGE = 300
+
+
+class ProviderSender:
+    """A `Send`: one request a call, with models kept open between calls."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = os.environ if environment is None else environment
+        self._models: dict[tuple[str, str | None, str], Model] = {}
+
+    async def __call__(self, call: Call, idempotency_key: str) -> Reply:
+        from pydantic_ai.direct import model_request
+
+        model = self._model(call.llm)
+        try:
+            response = await model_request(
+                model,
+                _messages(call),
+                model_settings=_settings(call, idempotency_key),
+                model_request_parameters=_parameters(call, model),
+            )
+        except Exception as error:
+            failure = _failure(error, self._secret(call.llm))
+            if failure is None:
+                raise
+            raise failure from None
+        return Reply(
+            text=response.text or "",
+            finish_reason=_finish_reason(response),
+            input_tokens=response.usage.input_tokens,
+            output_tokens=response.usage.output_tokens,
+        )
+
+    def check(self, llm: ServiceLLM) -> None:
+        """Build the model without sending anything. ServiceLLMMisconfigured names what is missing."""
+        self._model(llm)
+
+    async def close(self) -> None:
+        """Close the connections of all models; those that are asked again are opened anew."""
+        models, self._models = self._models, {}
+        for model in models.values():
+            async with model:  # leaving a model closes the connections that its provider opened
+                pass
+
+    def _model(self, llm: ServiceLLM) -> Model:
+        identity = (llm.model, llm.base_url, llm.api_key_env)
+        if identity not in self._models:
+            self._models[identity] = _build(llm, self._environment)
+        return self._models[identity]
+
+    def _secret(self, llm: ServiceLLM) -> str:
+        try:
+            key = api_key(llm, self._environment)
+        except ServiceLLMMisconfigured:
+            return ""
+        return "" if key == NO_KEY else key
+
+
+def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
+    from pydantic_ai.exceptions import UserError
+
+    provider, _, name = llm.model.partition(":")
+    try:
+        if provider in _CHAT_PROVIDERS or llm.base_url is not None:
+            return _openai_chat(llm, name, api_key(llm, environment))
+        return _inferred(llm, environment)
+    except ImportError as error:
+        raise ServiceLLMMisconfigured(
+            f"the provider {provider!r} needs a package that is not installed",
+            field="service_llm.model",
+            hint=f"pip install 'pydantic-ai-slim[{provider}]'; {error}",
+        ) from error
+    except UserError as error:
+        raise ServiceLLMMisconfigured(str(error), field="service_llm.model") from error
+
+
+def _openai_chat(llm: ServiceLLM, name: str, key: str) -> Model:
+    from openai import AsyncOpenAI
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    class OwnClient(OpenAIProvider):
+        """Closes the client that it was given."""
+
+        async def __aexit__(self, *_: object) -> None:
+            await self.client.close()
+
+    client = AsyncOpenAI(base_url=llm.base_url, api_key=key, max_retries=0, timeout=llm.timeout_s)
+    return OpenAIChatModel(name, provider=OwnClient(openai_client=client))
+
+
+def _inferred(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
+    """A model of another provider; its own variables hold its key, unless the spec names one."""
+    from pydantic_ai.models import infer_model
+    from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
+
+    if llm.api_key_env == _DEFAULT_KEY:
+        return infer_model(llm.model, infer_provider)
+    key = api_key(llm, environment)
+
+    def with_key(provider: str) -> Provider[Any]:
+        make: Any = infer_provider_class(provider)
+        built: Provider[Any] = make(api_key=key)
+        return built
+
+    try:
+        return infer_model(llm.model, with_key)
+    except (TypeError, ValueError) as error:
+        raise ServiceLLMMisconfigured(
+            f"{llm.model} cannot be used with a single key: {error}",
+            field="service_llm.api_key_env",
+            hint="leave api_key_env out and set the provider's own variables",
+        ) from error
+
+
+def _messages(call: Call) -> list[ModelMessage]:
+    from pydantic_ai.messages import (
+        ModelRequest,
+        ModelRequestPart,
+        ModelResponse,
+        SystemPromptPart,
+        TextPart,
+        UserPromptPart,
+    )
+
+    built: list[ModelMessage] = []
+    asked: list[ModelRequestPart] = []
+    for message in call.messages:
+        if message["role"] != "assistant":
+            make = SystemPromptPart if message["role"] == "system" else UserPromptPart
+            asked.append(make(message["content"]))
+            continue
+        if asked:
+            built.append(ModelRequest(parts=asked))
+            asked = []
+        built.append(ModelResponse(parts=[TextPart(message["content"])]))
+    built.append(ModelRequest(parts=asked))
+    return built
+
+
+def _settings(call: Call, idempotency_key: str) -> ModelSettings:
+    from pydantic_ai.settings import ModelSettings
+
+    settings = ModelSettings(
+        max_tokens=call.max_tokens,
+        timeout=call.llm.timeout_s,
+        request_timeout=call.llm.timeout_s,
+        max_retries=0,
+        extra_headers={"Idempotency-Key": idempotency_key},
+    )
+    if call.warmth is not None:
+        settings["temperature"] = call.warmth
+    if call.seed is not None:
+        settings["seed"] = call.seed
+    return settings
+
+
+def _parameters(call: Call, model: Model) -> ModelRequestParameters:
+    """Typed output as a native JSON schema; models without it are asked in words."""
+    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.output import OutputObjectDefinition
+
+    if call.schema is None:
+        return ModelRequestParameters()
+    native = model.profile.get("supports_json_schema_output", False)
+    return ModelRequestParameters(
+        output_mode="native" if native else "prompted",
+        output_object=OutputObjectDefinition(json_schema=call.schema.model_json_schema(), name=call.schema.__name__),
+    )
+
+
+def _finish_reason(response: ModelResponse) -> FinishReason:
+    match response.finish_reason:
+        case "stop" | "length" | "content_filter":
+            return response.finish_reason
+        case _:
+            return "other"
+
+
+def _failure(error: Exception, secret: str) -> SendFailed | None:
+    """What a model's error means for the call; None for one that is no answer of a provider."""
+    from pydantic_ai import exceptions as errors
+
+    message = " ".join(str(error).split())
+    if secret:
+        message = message.replace(secret, "***")
+    message = message[:_LONGEST_MESSAGE]
+    match error:
+        case errors.ModelQuotaExceededError() | errors.ModelRequestRejectedError() | errors.UserError():
+            return SendFailed("refused", message)
+        case errors.ModelRateLimitError():
+            return SendFailed("limited", message, _retry_after(error))
+        case errors.ModelHTTPError() if error.status_code >= 500 or error.status_code in (408, 409, 425):
+            return SendFailed("failed", message, _retry_after(error))
+        case errors.ModelHTTPError():
+            return SendFailed("refused", message)
+        case errors.ModelConnectionError() if error.phase in ("connect", "pool"):
+            return SendFailed("failed", message)
+        case errors.ModelAPIError() | errors.UnexpectedModelBehavior():
+            return SendFailed("unknown", message)
+        case _:
+            return None
+
+
+def _retry_after(error: Any) -> float | None:
+    """Seconds the provider asks us to wait; a fraction of a second in the header counts too."""
+    headers: Mapping[str, str] = getattr(error, "headers", None) or {}
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        pass
+    asked: float | None = error.retry_after
+    return asked

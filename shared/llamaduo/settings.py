@@ -1,0 +1,40 @@
+"""What every service reads from its environment (prefix `LLAMADUO_`). Secrets are masked and never logged."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BusSettings(BaseSettings):
+    """How to reach the bus and the artifacts."""
+
+    model_config = SettingsConfigDict(env_prefix="LLAMADUO_", extra="ignore")
+
+    nats_url: str = Field("nats://127.0.0.1:4222", description="one URL, or several separated by commas")
+    nats_user: str | None = Field(None, description="NATS user of this service")
+    nats_password: SecretStr | None = Field(None, description="its password")
+    artifacts_url: str | None = Field(
+        None, description="file:///folder, s3://bucket/prefix, …; unset: the JetStream object store"
+    )
+    profile: Literal["default", "faults"] = Field(
+        "default", description="`faults` shortens ack waits, leases and retry delays for fault tests"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    state_dir: Path = Field(Path(".llamaduo"), description="scratch files, model cache, logs")
+
+
+class ServiceSettings(BusSettings):
+    """What every long-running service has beside that."""
+
+    http_host: str = Field("127.0.0.1", description="where /healthz, /readyz and /metrics listen")
+    http_port: int = Field(0, ge=0, le=65535, description="0: a free port")
+    port_file: Path | None = Field(None, description="where to write the port that was taken")
+    replica: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", description="name of this process"
+    )

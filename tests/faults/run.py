@@ -1,0 +1,162 @@
+"""One migration under a schedule of faults, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from llamaduo.bus import topology
+from llamaduo.bus.connection import Bus
+from llamaduo.events import AnyEvent, EvalFailed, EvalPassed, EvalScored, MigrationCompleted, ResponsesGenerated
+from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.service_llm import rebought
+from tests.faults.schedule import Fault
+from tests.faults.stage import SERVICES, Stage, staged
+from tests.loop.test_loop import spec_of, submit
+from tests.support import bus_settings
+
+SPLITS = {"train": 30, "validation": 12, "test": 100, "holdout": 30}
+
+
+@dataclass
+class Outcome:
+    """What a run ended in; `effects` must be the same with faults as without."""
+
+    effects: dict[str, object]
+    keys: dict[str, int]
+    """idempotency key -> answers the emulator sent, by its own count"""
+    listed: set[str]
+    """keys that the ledger lists as possibly bought twice"""
+    events: list[AnyEvent] = field(default_factory=list)
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def spec(emulator_url: str) -> object:
+    """A small migration whose verdict needs both evaluators."""
+    return spec_of(
+        f"{emulator_url}/v1",
+        splits=SPLITS,
+        evaluators=["exact-match", "llm-judge"],
+        marking={"shard_rows": 20, "failures_wanted": 20},
+        synthesis={"rows_per_round": 150, "pairs_per_call": 10},
+        recipe={"steps": 10},
+        budgets={"calls": 5_000},
+    )
+
+
+def effects_of(view: MigrationView) -> dict[str, object]:
+    """All of a migration that time and faults may not change."""
+    decisions = [d for n in view.rounds if (d := view.decision(n)) is not None]
+    return {
+        "ended": view.ended.type if view.ended else None,
+        "datasets": {n: data.digest for n in view.rounds if (data := view.dataset(n))},
+        "adapters": {n: a.adapter.digest for n in view.rounds if (a := view.adapter(n))},
+        "verdicts": [(d.round, d.verdict, d.rows) for d in decisions],
+        "marks": [json.loads(d.model_dump_json(include={"marks"})) for d in decisions],
+        "failing": [[f.row for f in d.failures] for d in decisions if isinstance(d, EvalFailed)],
+        "holdout": view.ended.model_dump(mode="json")["holdout"]
+        if isinstance(view.ended, MigrationCompleted)
+        else None,
+    }
+
+
+def doubles(events: Sequence[AnyEvent]) -> list[str]:
+    """Anything that happened twice."""
+    problems = [f"event {id_} is {n} times in the log" for id_, n in Counter(e.id for e in events).items() if n > 1]
+    marked = Counter(
+        (e.candidate.key, e.split, e.shard, e.evaluator, e.repeat, m.row, m.sample, m.metric)
+        for e in events
+        if isinstance(e, EvalScored)
+        for m in e.marks
+    )
+    problems += [f"marked {n} times: {key}" for key, n in marked.items() if n > 1]
+    answered = Counter((e.candidate.key, e.split, e.shard) for e in events if isinstance(e, ResponsesGenerated))
+    problems += [f"answered {n} times: {key}" for key, n in answered.items() if n > 1]
+    decided = Counter(e.round for e in events if isinstance(e, EvalFailed | EvalPassed))
+    return problems + [f"round {number} decided {n} times" for number, n in decided.items() if n > 1]
+
+
+async def play(folder: Path, port: int, faults: Sequence[Fault], *, limit: float = 120) -> Outcome:
+    """Run a migration to its end while `faults` strike."""
+    began = time.monotonic()
+    with staged(folder, port) as stage:
+        bus = await Bus.connect(bus_settings(stage.server, folder), "test")
+        await topology.bootstrap(bus.js, profile="faults")
+        for name in SERVICES:
+            stage.start(name)
+        migration = await submit(bus, spec(stage.emulator_url))  # type: ignore[arg-type]
+        await wait_ready(stage)
+        striking = asyncio.create_task(_strike(stage, faults))
+        try:
+            view = await _until_ended(bus, migration, limit)
+            await striking
+            outcome = await _outcome(stage, bus, migration, view)
+        except (AssertionError, TimeoutError) as error:
+            striking.cancel()
+            raise AssertionError(f"{error}\nfaults: {faults}\n{stage.logs()}") from error
+        finally:
+            await bus.close()
+        outcome.problems += stage.ended_by_themselves()
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+async def wait_ready(stage: Stage) -> None:
+    """Until the slowest service has taken its place, so that faults strike a loop and not a start."""
+    deadline = time.monotonic() + 60
+    for name in stage.processes:
+        port = stage.folder / name / "port"
+        while not port.exists():
+            assert time.monotonic() < deadline, f"{name} did not start"
+            await asyncio.sleep(0.05)
+
+
+async def _strike(stage: Stage, faults: Sequence[Fault]) -> None:
+    began = time.monotonic()
+    for fault in faults:
+        await asyncio.sleep(max(0.0, began + fault.after - time.monotonic()))
+        await asyncio.to_thread(stage.send, fault.victim, signal.SIGKILL)
+        await asyncio.sleep(fault.down)
+        await asyncio.to_thread(stage.revive, fault.victim)
+
+
+async def _until_ended(bus: Bus, migration: str, limit: float) -> MigrationView:
+    view = MigrationView(migration)
+    async with asyncio.timeout(limit):
+        async for logged in bus.log(follow=True):
+            view.add(logged.event)
+            if view.ended is not None:
+                return view
+    raise AssertionError("unreachable")
+
+
+async def _outcome(stage: Stage, bus: Bus, migration: str, view: MigrationView) -> Outcome:
+    events = [e.event async for e in bus.log(follow=False) if e.event.migration == migration]
+    view = fold(events)
+    listed = {one.key for one in await rebought(await bus.bucket("ledger"), migration)}
+    async with aiohttp.ClientSession() as http, http.get(f"{stage.emulator_url}/emulator/ledger") as answer:
+        ledger = await answer.json()
+    keys = {key: count["completed"] for key, count in ledger["keys"].items()}
+    outcome = Outcome(effects_of(view), keys, listed, events, problems=doubles(events))
+    twice = {key for key, count in keys.items() if count > 1}
+    if unlisted := twice - listed:
+        outcome.problems.append(f"{len(unlisted)} calls were bought twice and are not listed: {sorted(unlisted)[:3]}")
+    return outcome
+
+
+def compare(calm: Outcome, hurt: Outcome) -> list[str]:
+    """What faults changed, beyond the calls in flight at a kill."""
+    problems = list(hurt.problems)
+    for name, value in calm.effects.items():
+        if hurt.effects[name] != value:
+            problems.append(f"{name}: {hurt.effects[name]} instead of {value}")
+    return problems

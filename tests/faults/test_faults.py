@@ -1,0 +1,103 @@
+"""Promises under kill, freeze and a polite end; the seeded harness runs as `python -m tests.faults`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamaduo.bus import topology
+from llamaduo.bus.connection import Bus
+from llamaduo.events import AdapterTrained, AnyEvent, MigrationCompleted
+from llamaduo.migrations.fold import MigrationView
+from tests.faults.run import doubles, spec, wait_ready
+from tests.faults.schedule import VICTIMS, schedule
+from tests.faults.stage import SERVICES, Stage, staged
+from tests.loop.test_loop import submit
+from tests.support import bus_settings, free_port
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_a_seed_always_draws_the_same_faults_and_every_victim_once() -> None:
+    assert schedule(7, 8) == schedule(7, 8) != schedule(8, 8)
+    assert sorted(fault.victim for fault in schedule(7, 8)) == sorted(VICTIMS)
+
+
+async def follow(bus: Bus, migration: str, until: Callable[[AnyEvent], bool], seconds: float = 90) -> list[AnyEvent]:
+    """The migration's events up to the first one that `until` wants."""
+    seen: list[AnyEvent] = []
+    async with asyncio.timeout(seconds):
+        async for logged in bus.log(follow=True):
+            if logged.event.migration == migration:
+                seen.append(logged.event)
+                if until(logged.event):
+                    return seen
+    raise AssertionError("unreachable")
+
+
+async def begun(stage: Stage, bus: Bus, names: list[str]) -> str:
+    """Start services and submit; the migration's id."""
+    await topology.bootstrap(bus.js, profile="faults")
+    for name in names:
+        stage.start(name)
+    return await submit(bus, spec(stage.emulator_url))  # type: ignore[arg-type]
+
+
+async def test_a_trainer_frozen_beyond_its_lease_changes_nothing_when_it_thaws(tmp_path: Path) -> None:
+    """SIGSTOP, take-over by another replica, SIGCONT: one adapter, one event, and the frozen one goes on living."""
+    slow = {"LLAMADUO_FAKE_SECONDS": "3"}
+    with staged(tmp_path, free_port(), **{"trainer/a": slow, "trainer/b": slow}) as stage:
+        bus = await Bus.connect(bus_settings(stage.server, tmp_path), "test")
+        migration = await begun(stage, bus, ["synthesizer", "verdict", "trainer/a"])
+        bucket = await bus.bucket("work")
+
+        async def owner() -> bool:
+            for key in await bucket.keys("trainer."):
+                entry = await bucket.get(key)
+                return entry is not None and b'"owner":"trainer/a"' in entry.value and b'"running"' in entry.value
+            return False
+
+        async with asyncio.timeout(60):
+            while not await owner():
+                await asyncio.sleep(0.05)
+        stage.send("trainer/a", signal.SIGSTOP)
+        stage.start("trainer/b")
+        await follow(bus, migration, lambda e: isinstance(e, AdapterTrained))
+        stage.send("trainer/a", signal.SIGCONT)
+        log = stage.folder / "trainer/a" / "log"
+        async with asyncio.timeout(60):
+            while b"another process owns" not in log.read_bytes():
+                await asyncio.sleep(0.1)
+        events = [e.event async for e in bus.log(follow=False) if e.event.migration == migration]
+        assert [e.source for e in events if isinstance(e, AdapterTrained)] == ["trainer/trainer/b"]
+        assert doubles(events) == [] and stage.ended_by_themselves() == []
+        await bus.close()
+
+
+async def test_every_service_leaves_politely_within_twenty_seconds_and_nothing_is_lost(tmp_path: Path) -> None:
+    """SIGTERM to each in the middle of its work, then a start: the migration completes, exit codes are 0."""
+    with staged(tmp_path, free_port()) as stage:
+        bus = await Bus.connect(bus_settings(stage.server, tmp_path), "test")
+        migration = await begun(stage, bus, list(SERVICES))
+        await follow(bus, migration, lambda e: e.type == "dataset.ready")
+        await wait_ready(stage)
+        for name in SERVICES:
+            began = time.monotonic()
+            await asyncio.to_thread(stage.send, name, signal.SIGTERM)
+            assert time.monotonic() - began < 20, name
+            assert stage.processes[name].returncode == 0, (name, stage.logs())
+            stage.start(name)
+        events = await follow(
+            bus, migration, lambda e: e.type.startswith("migration.") and e.type != "migration.requested"
+        )
+        view = MigrationView(migration)
+        for event in events:
+            view.add(event)
+        assert isinstance(view.ended, MigrationCompleted), view.ended
+        assert doubles(events) == []
+        await bus.close()

@@ -1,0 +1,148 @@
+"""The command line from outside: exit codes, one line per mistake, help, and what needs no bus."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamaduo.cli.main import call
+from llamaduo.cli.state import NATS_VARIABLE, STATE_VARIABLE
+from tests.unit.test_cli_submission import GOOD, write
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No state of the developer's, and a bus that nobody runs."""
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
+    monkeypatch.setenv(NATS_VARIABLE, "nats://127.0.0.1:1")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+
+
+def test_a_mistake_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, GOOD.replace("recipe:", "recipie:"))
+    assert call(["migrate", str(path)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [f"llamaduo: {path}:12: recipie: unknown key (did you mean 'recipe'?)"]
+
+
+def test_check_needs_no_bus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["migrate", str(write(tmp_path)), "--check", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["rows"] == 40
+    assert said["new"] is None
+
+
+def test_the_secret_is_never_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(["migrate", str(write(tmp_path)), "--check"])
+    call(["doctor"])
+    captured = capsys.readouterr()
+    assert "secret" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["migrate", "SPEC"],
+        ["watch"],
+        ["status"],
+        ["report"],
+        ["events"],
+        ["chat"],
+        ["pause", "m-1"],
+        ["resume", "m-1"],
+        ["cancel", "m-1"],
+        ["promote", "m-1"],
+        ["rollback", "m-1"],
+        ["dlq", "list"],
+        ["dlq", "show", "x"],
+        ["dlq", "replay", "x"],
+        ["dlq", "drop", "x"],
+        ["evaluator", "add", "mine"],
+        ["evaluator", "list"],
+        ["evaluator", "remove", "mine"],
+        ["bootstrap"],
+    ],
+)
+def test_without_a_bus_each_command_says_what_to_do(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = str(write(tmp_path))
+    assert call([spec if a == "SPEC" else a for a in arguments]) == 1
+    error = capsys.readouterr().err
+    assert "no bus answers at nats://127.0.0.1:1" in error
+    assert "`llamaduo up`" in error
+    assert "Traceback" not in error
+
+
+def test_unknown_options_are_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["migrate", "--wach"]) == 2
+    assert call(["no-such-command"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_file_is_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["migrate", str(tmp_path / "none.yaml")]) == 2
+    assert call(["data", "inspect", str(tmp_path / "none.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert "none.yaml" in error
+    assert "none.jsonl" in error
+
+
+def test_data_inspect_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = json.dumps({"prompt": "p", "response": "r"})
+    other = json.dumps({"prompt": "p", "response": "other"})
+    file.write_text(f"{row}\n{row}\n{other}\n")
+    assert call(["data", "inspect", str(file), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rows"] == 2
+    assert facts["exact repeats dropped"] == 1
+    assert facts["prompts answered twice"] == 1
+    assert facts["answer, longest"] == 5
+
+
+@pytest.mark.parametrize("what", ["spec", "report", "events"])
+def test_schemas_are_json(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["schema", what]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("llamaduo demo", "llamaduo up", "llamaduo migrate", "doctor", "evaluator", "dlq", "Steer"):
+        assert word in text
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    from llamaduo.cli.main import app
+
+    names = [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
+    for name in [*names, *(str(group.name) for group in app.registered_groups)]:
+        assert call([name, "--help"]) == 0
+        assert len(capsys.readouterr().out) > 200
+
+
+def test_importing_the_command_line_is_light() -> None:
+    script = (
+        "import sys, llamaduo.cli.main\n"
+        "from llamaduo.cli import system, submission, watching, doctor, side_by_side\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'trl', 'peft', 'datasets', 'faststream'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_down_without_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["down"]) == 0
+    assert "nothing runs" in capsys.readouterr().out
+
+
+def test_an_unknown_service_cannot_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["up", "--without", "trainr"]) == 2
+    assert "there are synthesizer, trainer" in capsys.readouterr().err

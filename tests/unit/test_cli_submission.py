@@ -1,0 +1,208 @@
+"""What `migrate` refuses before anything starts, where it says the mistake is, and what ids depend on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llamaduo.cli.submission import (
+    EvaluatorOnBus,
+    Overrides,
+    check_evaluators,
+    prepare,
+)
+from llamaduo.errors import UserInputError
+
+GOOD = """\
+name: support-triage
+coverage: tickets.jsonl
+base_model: owner/model
+service_llm:
+  model: openai:gpt-x
+  api_key_env: OPENAI_API_KEY
+evaluators:
+  - exact-match
+  - {name: llm-judge, role: advisory}
+gate:
+  absolute: {exact-match.exact: 0.7}
+recipe:
+  steps: 80
+"""
+KEYS = {"OPENAI_API_KEY": "secret"}
+
+
+def write(folder: Path, spec: str = GOOD, rows: int = 40) -> Path:
+    """A spec and its dataset on disk."""
+    lines = [json.dumps({"prompt": f"question {i}", "response": f"answer {i}"}) for i in range(rows)]
+    (folder / "tickets.jsonl").write_text("\n".join(lines) + "\n")
+    path = folder / "migration.yaml"
+    path.write_text(spec)
+    return path
+
+
+def refused(path: Path, environment: dict[str, str] | None = None, **options: Any) -> UserInputError:
+    with pytest.raises(UserInputError) as caught:
+        prepare(path, environment=KEYS if environment is None else environment, **options)
+    return caught.value
+
+
+def test_a_sound_spec_passes(tmp_path: Path) -> None:
+    prepared = prepare(write(tmp_path), environment=KEYS)
+    assert prepared.migration.startswith("m-")
+    assert len(prepared.migration) == 18
+    assert len(prepared.rows) == 40
+    assert prepared.notes == ["owner/model is not on this machine: it will be fetched"]
+
+
+MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
+    # (text in the good spec, replacement, line, field, what the message must hold)
+    ("recipe:", "recipie:", 12, "recipie", "did you mean 'recipe'?"),
+    ("  steps: 80", "  step: 80", 13, "recipe.step", "did you mean 'steps'?"),
+    ("  model: openai", "  modle: openai", 5, "service_llm.modle", "did you mean 'model'?"),
+    ("service_llm:", "service-llm:", 4, "service-llm", "did you mean 'service_llm'?"),
+    ("gate:\n  absolute:", "gate:\n  absolut:", 11, "gate.absolut", "did you mean 'absolute'?"),
+    ("role: advisory", "rôle: advisory", 9, "evaluators.1.rôle", "did you mean 'role'?"),
+    ("name: support-triage", "name: Support Triage", 1, "name", "pattern"),
+    ("name: support-triage\n", "", 1, "name", "missing"),
+    ("coverage: tickets.jsonl", "coverage: [tickets.jsonl]", 2, "coverage", "string"),
+    ("  model: openai:gpt-x", "  model: gpt-x", 5, "service_llm.model", "pattern"),
+    ("OPENAI_API_KEY", "sk-abcdef", 6, "service_llm.api_key_env", "pattern"),
+    ("steps: 80", "steps: many", 13, "recipe.steps", "integer"),
+    ("steps: 80", "steps: 0", 13, "recipe.steps", "greater"),
+    ("exact-match.exact: 0.7", "exact: 0.7", 10, "gate", "is not `evaluator.metric`"),
+    ("exact-match.exact: 0.7", "llm-judge.similarity: 60", None, None, "not a required evaluator"),
+    ("exact-match.exact: 0.7", "", 10, "gate", "needs `absolute` thresholds or `parity`"),
+    ("role: advisory", "role: optional", 9, "evaluators.1.role", "'required' or 'advisory'"),
+    ("  - exact-match\n", "  - llm-judge\n", None, None, "named twice"),
+    ("name: support-triage", "name: [unclosed", 2, None, "not YAML"),
+    ("steps: 80", "steps: .nan", 13, "recipe.steps", "finite"),
+    (GOOD, "- just\n- a list\n", 1, None, "mapping of keys"),
+    ("tickets.jsonl", "ticket.jsonl", None, "coverage", "no such file"),
+    ("owner/model", "./no/such/folder", 3, "base_model", "no such model file or folder"),
+    ("owner/model", "model.gguf", 3, "base_model", "no such model file or folder"),
+    ("owner/model", "just-a-word", None, "base_model", "no Hub id"),
+]
+
+
+@pytest.mark.parametrize(("there", "instead", "line", "field", "says"), MISTAKES)
+def test_mistakes_are_named(
+    tmp_path: Path, there: str, instead: str, line: int | None, field: str | None, says: str
+) -> None:
+    assert there in GOOD
+    path = write(tmp_path, GOOD.replace(there, instead, 1))
+    error = refused(path)
+    assert says in str(error)
+    assert error.field == field
+    if line is not None:
+        assert error.line == line
+        assert f"migration.yaml:{line}:" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("{not json", "line 3"),
+        ('["a", "list"]', "a row is a JSON object"),
+        ('{"prompt": "p"}', "needs `messages`, or `prompt` and `response`"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "at least a user message"),
+        ('{"messages": [{"role": "robot", "content": "x"}, {"role": "assistant", "content": "y"}]}', "role"),
+        ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}', "the last message"),
+    ],
+)
+def test_bad_rows_are_named_by_line(tmp_path: Path, bad: str, says: str) -> None:
+    path = write(tmp_path)
+    lines = (tmp_path / "tickets.jsonl").read_text().splitlines()
+    (tmp_path / "tickets.jsonl").write_text("\n".join([*lines[:2], bad, *lines[2:]]))
+    error = refused(path)
+    assert says in str(error)
+    assert error.line == 3
+    assert str(error.file).endswith("tickets.jsonl")
+
+
+def test_a_missing_key_is_named_without_its_value(tmp_path: Path) -> None:
+    error = refused(write(tmp_path), environment={})
+    assert error.field == "service_llm.api_key_env"
+    assert "OPENAI_API_KEY" in str(error)
+
+
+def test_services_that_were_started_without_the_key(tmp_path: Path) -> None:
+    error = refused(write(tmp_path), key_names_of_services=["MISTRAL_API_KEY"])
+    assert "`llamaduo up` was started without OPENAI_API_KEY" in str(error)
+
+
+def test_services_that_have_the_key_are_enough(tmp_path: Path) -> None:
+    assert prepare(write(tmp_path), environment={}, key_names_of_services=["OPENAI_API_KEY"]).rows
+
+
+def test_a_server_of_ones_own_may_need_no_key(tmp_path: Path) -> None:
+    overrides = Overrides(base_url="http://127.0.0.1:9/v1", api_key_env="MY_KEY")
+    prepared = prepare(write(tmp_path), environment={}, overrides=overrides)
+    assert any("MY_KEY is not set" in note for note in prepared.notes)
+    assert prepared.spec.service_llm.base_url == "http://127.0.0.1:9/v1"
+
+
+def test_a_wrong_override_is_refused(tmp_path: Path) -> None:
+    assert "provider:model" in str(refused(write(tmp_path), overrides=Overrides(model="gpt-x")))
+
+
+def test_too_few_rows(tmp_path: Path) -> None:
+    assert "too few" in str(refused(write(tmp_path, rows=5)))
+
+
+def test_more_rows_asked_for_than_there_are(tmp_path: Path) -> None:
+    spec = GOOD + "splits: {train: 20, test: 50}\n"
+    error = refused(write(tmp_path, spec))
+    assert (error.field, "asks for 70 rows, the dataset has 40" in str(error)) == ("splits", True)
+
+
+def test_the_id_depends_on_spec_rows_and_submission_and_on_nothing_else(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    one, same = (prepare(write(tmp_path / name), environment=KEYS).migration for name in ("a", "b"))
+    assert one == same
+    again = prepare(write(tmp_path / "a"), environment=KEYS, number=2).migration
+    other_rows = prepare(write(tmp_path / "a", rows=41), environment=KEYS).migration
+    other_spec = prepare(write(tmp_path / "a", GOOD.replace("80", "81")), environment=KEYS).migration
+    other_model = prepare(
+        write(tmp_path / "a"), environment=KEYS, overrides=Overrides(model="openai:gpt-y")
+    ).migration
+    assert len({one, again, other_rows, other_spec, other_model}) == 5
+
+
+def test_the_order_of_rows_does_not_change_the_id(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    one = prepare(path, environment=KEYS).migration
+    lines = (tmp_path / "tickets.jsonl").read_text().splitlines()
+    (tmp_path / "tickets.jsonl").write_text("\n".join(reversed(lines)))
+    assert prepare(path, environment=KEYS).migration == one
+
+
+def test_evaluators_must_be_known_to_the_bus_if_they_decide(tmp_path: Path) -> None:
+    spec = prepare(write(tmp_path), environment=KEYS).spec
+    with pytest.raises(UserInputError, match="llamaduo evaluator add exact-match"):
+        check_evaluators(spec, [EvaluatorOnBus("llm-judge", True)], "migration.yaml")
+    notes = check_evaluators(spec, [EvaluatorOnBus("exact-match", False)], "migration.yaml")
+    assert len(notes) == 2
+    assert "no process is running it" in notes[0]
+    assert "will mark nothing" in notes[1]
+    every = [EvaluatorOnBus("exact-match", True), EvaluatorOnBus("llm-judge", True)]
+    assert check_evaluators(spec, every, "migration.yaml") == []
+
+
+def test_the_example_of_the_demo_is_sound(tmp_path: Path) -> None:
+    from llamaduo.cli.demo_command import KEY_VARIABLE, find_example, write_spec
+
+    example = find_example()
+    assert example is not None
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    path = write_spec(example, tmp_path, model=model, url="http://127.0.0.1:1/v1", seed=3)
+    prepared = prepare(path, environment={KEY_VARIABLE: "k"})
+    assert prepared.notes == []
+    assert prepared.spec.seed == 3
+    assert prepared.spec.base_model == str(model)
+    assert yaml.safe_load(path.read_text())["service_llm"]["api_key_env"] == KEY_VARIABLE

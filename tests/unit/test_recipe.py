@@ -1,0 +1,35 @@
+"""The recipe is strict: what it does not know, or cannot be, is an error."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from llamaduo.migrations.recipe import Recipe
+
+
+def test_defaults_are_a_lora_with_a_fixed_number_of_steps() -> None:
+    recipe = Recipe()
+    assert (recipe.steps, recipe.rank, recipe.quantization, recipe.precision) == (100, 16, "none", "auto")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 3},
+        {"steps": 0},
+        {"learning_rate": 0},
+        {"warmup": 1.0},
+        {"dropout": 1},
+        {"quantization": "int8"},
+        {"threads": 0},
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(wrong)
+
+
+def test_every_field_is_described() -> None:
+    undescribed = [name for name, field in Recipe.model_fields.items() if not field.description]
+    assert undescribed == []
