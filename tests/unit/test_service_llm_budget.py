@@ -85,6 +85,30 @@ async def test_an_exhausted_budget_stops_the_rest_and_keeps_what_was_answered() 
     assert len(provider.sends) == 3
 
 
+async def test_a_limit_that_only_holds_would_pass_is_waited_for() -> None:
+    """Three calls fit at their real price, and not at their largest."""
+    clock, buckets = VirtualClock(), Buckets()
+    provider = FakeProvider(clock, latency=1)
+    real, most = money(LLM, 10, 5), largest(call()).money
+    assert real is not None
+    limit = most + 2 * real
+    assert limit < 3 * most
+    llm = LLM.model_copy(update={"concurrency": 3})
+    calls = [call(f"t{index}", llm=llm) for index in range(3)]
+    results = await clock.run(buckets.client(provider, clock).ask_all(calls, Budgets(money=limit)))
+    assert all(isinstance(one, Answer) for one in results)
+    assert provider.paid.total() == 3
+
+
+async def test_a_hold_that_nobody_settles_is_not_waited_for_for_ever() -> None:
+    clock, buckets = VirtualClock(start=0), Buckets()
+    await Door(buckets.budget, clock).hold("m1", Budgets(calls=1), "left by a kill", Amount(calls=1))
+    with pytest.raises(BudgetExhausted) as refused:
+        await clock.run(buckets.client(FakeProvider(clock), clock).ask(call(), Budgets(calls=1)))
+    assert refused.value.spent == 1
+    assert LLM.timeout_s <= clock.now() <= 2 * LLM.timeout_s
+
+
 async def test_calls_that_were_not_paid_are_given_back() -> None:
     clock, buckets = VirtualClock(), Buckets()
     budgets = Budgets(calls=2)

@@ -2,8 +2,9 @@
 
 One record a migration, changed by compare-and-set: what is settled, and what is held, by attempt. An attempt that
 a kill left behind keeps its hold, for it may have been paid; when the call is bought again, both are settled at
-what the answer took, and where it never is, the hold stays: once, at its largest price. Holding and settling are
-idempotent. Calls that arrive while a write is under way share the next one.
+what the answer took, and where it never is, the hold stays: once, at its largest price. A limit that only the holds
+of other calls would pass is not reached yet: calls cost less than their largest price, and some are not sent after
+all. Holding and settling are idempotent. Calls that arrive while a write is under way share the next one.
 """
 
 from __future__ import annotations
@@ -65,7 +66,18 @@ class _Settle:
 @dataclass
 class _Account:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: list[tuple[_Hold | _Settle, asyncio.Future[BudgetExhausted | None]]] = field(default_factory=list)
+    waiting: list[tuple[_Hold | _Settle, asyncio.Future[BudgetExhausted | BudgetHeld | None]]] = field(
+        default_factory=list
+    )
+
+
+class BudgetHeld(Exception):
+    """Nothing is held: other calls hold what is left of a limit, and may yet give some of it back."""
+
+    def __init__(self, refusal: BudgetExhausted) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        """What to raise where they never do."""
 
 
 class Door:
@@ -76,7 +88,11 @@ class Door:
         self._accounts: dict[str, _Account] = {}
 
     async def hold(self, migration: str, budgets: Budgets, attempt: str, most: Amount) -> None:
-        """Hold `most` for an attempt. BudgetExhausted, and nothing held, where a limit would be passed."""
+        """Hold `most` for an attempt.
+
+        Nothing is held where a limit would be passed: BudgetExhausted by what is settled, BudgetHeld by what others
+        hold.
+        """
         if _limited(budgets):
             refused = await self._commit(migration, _Hold(attempt, most, budgets))
             if refused is not None:
@@ -87,9 +103,9 @@ class Door:
         if _limited(budgets):
             await self._commit(migration, _Settle(tuple(attempts), each))
 
-    async def _commit(self, migration: str, change_asked: _Hold | _Settle) -> BudgetExhausted | None:
+    async def _commit(self, migration: str, change_asked: _Hold | _Settle) -> BudgetExhausted | BudgetHeld | None:
         account = self._accounts.setdefault(migration, _Account())
-        done: asyncio.Future[BudgetExhausted | None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[BudgetExhausted | BudgetHeld | None] = asyncio.get_running_loop().create_future()
         account.waiting.append((change_asked, done))
         async with account.lock:
             if not done.done():
@@ -101,9 +117,9 @@ class Door:
         self,
         migration: str,
         account: _Account,
-        batch: list[tuple[_Hold | _Settle, asyncio.Future[BudgetExhausted | None]]],
+        batch: list[tuple[_Hold | _Settle, asyncio.Future[BudgetExhausted | BudgetHeld | None]]],
     ) -> None:
-        def step(value: bytes | None) -> tuple[bytes | None, list[BudgetExhausted | None]]:
+        def step(value: bytes | None) -> tuple[bytes | None, list[BudgetExhausted | BudgetHeld | None]]:
             before = BudgetRecord() if value is None else BudgetRecord.model_validate_json(value)
             record = before.model_copy(deep=True)
             results = [_applied(record, asked) for asked, _ in batch]
@@ -129,7 +145,7 @@ def _limited(budgets: Budgets) -> bool:
     return budgets.money is not None or budgets.calls is not None or budgets.tokens is not None
 
 
-def _applied(record: BudgetRecord, asked: _Hold | _Settle) -> BudgetExhausted | None:
+def _applied(record: BudgetRecord, asked: _Hold | _Settle) -> BudgetExhausted | BudgetHeld | None:
     """Change the record as asked; the refusal, if it is one."""
     if isinstance(asked, _Settle):
         for attempt in asked.attempts:
@@ -139,7 +155,7 @@ def _applied(record: BudgetRecord, asked: _Hold | _Settle) -> BudgetExhausted | 
     others = BudgetRecord(
         settled=record.settled, held={key: held for key, held in record.held.items() if key != asked.attempt}
     ).total()
-    then = others + asked.most
+    then, surely = others + asked.most, record.settled + asked.most
     limits: list[tuple[Literal["money", "calls", "tokens"], float | None]] = [
         ("money", asked.budgets.money),
         ("calls", asked.budgets.calls),
@@ -147,6 +163,7 @@ def _applied(record: BudgetRecord, asked: _Hold | _Settle) -> BudgetExhausted | 
     ]
     for what, limit in limits:
         if limit is not None and getattr(then, what) > limit + _SLACK:
-            return BudgetExhausted(what, limit, getattr(others, what))
+            refusal = BudgetExhausted(what, limit, getattr(others, what))
+            return refusal if getattr(surely, what) > limit + _SLACK else BudgetHeld(refusal)
     record.held[asked.attempt] = asked.most
     return None

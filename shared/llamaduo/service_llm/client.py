@@ -17,7 +17,7 @@ from llamaduo.errors import BudgetExhausted, LlamaDuoError, RetryableError, Serv
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import prices
-from llamaduo.service_llm.budget import Amount, Door
+from llamaduo.service_llm.budget import Amount, BudgetHeld, Door
 from llamaduo.service_llm.call import Answer, Call
 from llamaduo.service_llm.clock import Clock, SystemClock, moment
 from llamaduo.service_llm.ledger import Attempt, Bought, Ledger, LedgerEntry
@@ -188,7 +188,7 @@ class ServiceLLMClient:
                 flight.task.cancel()
 
     async def _buy(self, call: Call, budgets: Budgets, flight: _Flight) -> LedgerEntry:
-        failures, look = 0, _FIRST_LOOK_S
+        failures, look, patience = 0, _FIRST_LOOK_S, 0.0
         while True:
             entry = await self._ledger.entry(call.key)
             if entry.answer is not None:
@@ -198,9 +198,18 @@ class ServiceLLMClient:
                 await self._clock.sleep(look)
                 look = min(2 * look, _LONGEST_LOOK_S)
                 continue
-            async with self._room(call.llm):
-                slot = await self._permits.take(call.llm)
-                outcome = await self._attempt(call, budgets, flight, entry, slot)
+            try:
+                async with self._room(call.llm):
+                    slot = await self._permits.take(call.llm)
+                    outcome = await self._attempt(call, budgets, flight, entry, slot)
+            except BudgetHeld as held:
+                # A hold that no live call has any more would be waited for in vain.
+                patience = patience or self._clock.now() + call.llm.timeout_s
+                if self._clock.now() >= patience:
+                    raise held.refusal from None
+                await self._clock.sleep(look)
+                look = min(2 * look, _LONGEST_LOOK_S)
+                continue
             if isinstance(outcome, LedgerEntry):
                 return outcome
             if isinstance(outcome, SendFailed):
