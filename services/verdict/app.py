@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -11,9 +12,12 @@ from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import TIMINGS
+from llamaduo.errors import LlamaDuoError
 from llamaduo.events import Event
 from services.verdict.deciding import due
 from services.verdict.settings import VerdictSettings
+
+log = logging.getLogger(__name__)
 
 
 async def look_again(event: Event, work: Work) -> Sequence[Event]:
@@ -32,8 +36,11 @@ def build(settings: VerdictSettings) -> Service:
         while True:
             await asyncio.sleep(TIMINGS[settings.profile].tick)
             for view in mirror.open():
-                for event in due(view, datetime.now(UTC)):
-                    await bus.publish(event.model_copy(update={"source": f"verdict/{settings.replica}"}))
+                try:
+                    for event in due(view, datetime.now(UTC)):
+                        await bus.publish(event.model_copy(update={"source": f"verdict/{settings.replica}"}))
+                except LlamaDuoError as error:  # the next tick looks again, and the others are looked at now
+                    log.warning("%s: %s", view.migration, error)
 
     service.in_background(look_at_the_clock)
     return service

@@ -9,12 +9,15 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from llamaduo.errors import PermanentError
 from llamaduo.events import (
+    AdapterPromoted,
     AdapterTrained,
     Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,
+    EvalScored,
     Event,
     MarkedSplit,
     MigrationCancelled,
@@ -36,8 +39,7 @@ SERVICE = Candidate(kind="service")
 
 def due(view: MigrationView, now: datetime) -> list[Event]:
     """The events to publish, in order; none of them is in the log yet."""
-    spec = view.spec
-    if spec is None or view.ended is not None:
+    if view.request is None or view.ended is not None:
         return []
     if view.cancel is not None:
         ended = MigrationCancelled(
@@ -45,12 +47,15 @@ def due(view: MigrationView, now: datetime) -> list[Event]:
         )
         return [ended]
     try:
+        spec = view.spec
+        assert spec is not None
         events = [*_baselines(view, spec), *_rounds(view, spec), *_confirmation(view, spec, now)]
-    except ValueError as error:
+        # A round that was just decided is in the log before any rule is asked: the rules need to know of it.
+        if not any(isinstance(e, MigrationCompleted | EvalPassed | EvalFailed) for e in events):
+            stop = _stop(view, spec, now)
+            events += [stop] if stop else []
+    except (ValueError, PermanentError) as error:
         events = [MigrationStopped(migration=view.migration, rule="error", reason=str(error))]
-    if not any(isinstance(e, MigrationCompleted | MigrationStopped) for e in events):
-        stop = _stop(view, spec, now)
-        events += [stop] if stop else []
     return [event for event in events if event.id not in view.events]
 
 
@@ -148,9 +153,9 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
     for candidate in (BASE, SERVICE):
         of = len(view.asked(candidate.key, "test"))
         waiting = waiting or not _complete(view, spec, candidate, "test", of, now)
-    if spec.promotion == "auto" and view.alias is None:
-        waiting = True
-    if not waiting:
+    promoted = spec.promotion == "manual" or passed.round in {e.round for e in view.of_type(AdapterPromoted)}
+    late = not view.paused and _hours(view, now) >= spec.budgets.hours
+    if promoted and (late or not waiting):
         shards = shards_marked(view, passed.candidate.key, "holdout", spec.required)
         scored = [s for group in shards.values() for s in group]
         alpha = 1 - spec.gate.confidence
@@ -158,7 +163,8 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
             MigrationCompleted(
                 migration=view.migration,
                 round=passed.round,
-                reason=f"round {passed.round} passed its gate",
+                reason=f"round {passed.round} passed its gate"
+                + ("; not all marks of the holdout and of those it is compared with came in time" if waiting else ""),
                 marks=passed.marks,
                 holdout=marks_with_intervals(rows_of(shards), ranges_of(scored), alpha),
             )
@@ -171,10 +177,9 @@ def _complete(
 ) -> bool:
     """Whether every mark of these shards that can still come is there.
 
-    What went to the dead letters or was refused never comes; an advisory evaluator is waited for only as long as a
-    required one may stay silent.
+    An advisory evaluator is waited for only as long as a required one may stay silent.
     """
-    lost = {failure.job for failure in view.failures} | {refusal.job for refusal in view.refusals}
+    lost = _lost(view)
     patience = timedelta(seconds=spec.marking.silent_after_s)
     asked, generated = view.asked(candidate.key, split), view.generated(candidate.key, split)
     for shard in range(of):
@@ -189,6 +194,17 @@ def _complete(
                 continue
             return False
     return True
+
+
+def _lost(view: MigrationView) -> set[str]:
+    """Ids of events whose work went to the dead letters or was refused: it never comes."""
+    return {failure.job for failure in view.failures} | {refusal.job for refusal in view.refusals}
+
+
+def _hours(view: MigrationView, now: datetime) -> float:
+    """Hours since the submission."""
+    assert view.request is not None
+    return (now - view.request.at).total_seconds() / 3600
 
 
 def _stop(view: MigrationView, spec: MigrationSpec, now: datetime) -> MigrationStopped | None:
@@ -211,10 +227,11 @@ def _stop(view: MigrationView, spec: MigrationSpec, now: datetime) -> MigrationS
         return stopped(Stop("error", failure))
     if view.paused:  # a clock that runs on would end what an operator only halted
         return None
-    assert view.request is not None
-    hours = (now - view.request.at).total_seconds() / 3600
-    if view.passed is None and hours >= spec.budgets.hours:
-        return stopped(Stop("hours", f"{hours:.1f} hours have gone by, {spec.budgets.hours:g} were allowed"))
+    hours = _hours(view, now)
+    if hours >= spec.budgets.hours:
+        unserved = f"; round {view.passed.round} passed and was not served" if view.passed is not None else ""
+        reason = f"{hours:.1f} hours have gone by, {spec.budgets.hours:g} were allowed{unserved}"
+        return stopped(Stop("hours", reason))
     silent = _silent(view, spec, now)
     return stopped(Stop("silent_evaluator", silent)) if silent else None
 
@@ -228,6 +245,8 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
         if failure.consumer.startswith("evaluator-") and evaluator not in spec.required:
+            continue
+        if isinstance(candidate, Candidate) and not view.undecided(candidate, getattr(event, "split", "test")):
             continue
         baseline = isinstance(candidate, Candidate) and candidate.kind != "adapter"
         needed_for_parity = spec.gate.parity is not None and candidate == SERVICE
@@ -243,7 +262,12 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
 
 
 def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
-    """A required evaluator that has not marked an answered shard for too long, as a sentence."""
+    """A required evaluator that has marked nothing for too long though an answered shard waits, as a sentence."""
+    lost = _lost(view)
+    busy = {
+        name: max((e.at for e in view.of_type(EvalScored) if e.evaluator == name), default=None)
+        for name in spec.required
+    }
     limit = timedelta(seconds=spec.marking.silent_after_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
     candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
@@ -253,10 +277,11 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         if split == "test" and key.startswith("round-") and view.decision(int(key[6:])) is not None:
             continue
         for shard, generated in view.generated(key, split).items():
-            if generated.skipped or now - max(generated.at, resumed) < limit:
+            if generated.skipped or generated.id in lost:
                 continue
             for name in spec.required:
-                if shard not in view.scored(key, split, name):
+                since = max(generated.at, resumed, busy[name] or resumed)
+                if now - since >= limit and shard not in view.scored(key, split, name):
                     return (
                         f"evaluator {name!r} has not marked shard {shard} of {key} for "
                         f"{spec.marking.silent_after_s:g} s: is it running?"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
+from llamaduo.migrations.intervals import from_unit, to_unit
 from llamaduo.migrations.spec import MigrationSpec
-from services.verdict.marks import MetricKey, RowMarks, from_unit, ranges_of, rows_of, to_unit
+from services.verdict.marks import MetricKey, RowMarks, ranges_of, rows_of
 from services.verdict.statistics import Wealth, alpha_of_round, confidence_sequence
 
 MOST_ABSTAINED = 0.1
@@ -59,7 +60,11 @@ class Outcome:
 
 
 def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> list[Criterion]:
-    """What the gate asks, once the metrics' ranges are known. ValueError for a metric nobody declared."""
+    """What the gate asks, once the metrics' ranges are known.
+
+    ValueError for a metric nobody declared, a threshold that is not on its metric's scale, and a gate that asks
+    nothing of the metrics there are: it would pass anything.
+    """
     criteria = []
     for key, threshold in sorted(spec.gate.absolute.items()):
         evaluator, metric = key.split(".")
@@ -67,12 +72,14 @@ def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> li
         if limits is None:
             known = ", ".join(sorted(f"{e}.{m}" for e, m in ranges))
             raise ValueError(f"the gate asks for {key}, which no evaluator gives; there are: {known}")
-        criteria.append(Criterion(key, (evaluator, metric), _clip(to_unit(threshold, limits)), paired=False))
+        criteria.append(Criterion(key, (evaluator, metric), to_unit(threshold, limits), paired=False))
     if spec.gate.parity is not None:
-        bar = _clip((1 - spec.gate.parity.margin / 100) / 2)
+        bar = (1 - spec.gate.parity.margin / 100) / 2
         criteria += [
             Criterion(f"parity of {e}.{m}", (e, m), bar, paired=True) for e, m in sorted(ranges) if e in spec.required
         ]
+    if not criteria:
+        raise ValueError(f"no metric of {', '.join(spec.required)} is there to decide by")
     return criteria
 
 
@@ -89,7 +96,7 @@ def judge_round(
     only on the unbroken prefix, so any replica, at any time, gives the same one.
     """
     ranges = ranges_of([s for shards in local.values() for s in shards])
-    criteria = criteria_of(spec, ranges) if ranges else []
+    criteria = criteria_of(spec, ranges) if local else []
     alpha = alpha_of_round(spec.gate.confidence, number)
     paired = any(c.paired for c in criteria)
     seen: list[RowMarks] = []
@@ -164,7 +171,3 @@ def marks_with_intervals(rows: Sequence[RowMarks], ranges: dict[MetricKey, Metri
         mean = sum(values) / len(values)
         marks.setdefault(evaluator, {})[metric] = Interval(mean=mean, low=low, high=high, n=len(values))
     return marks
-
-
-def _clip(share: float) -> float:
-    return min(1.0, max(0.0, share))

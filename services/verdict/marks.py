@@ -27,18 +27,6 @@ def ranges_of(scored: Sequence[EvalScored]) -> dict[MetricKey, MetricRange]:
     return {(s.evaluator, metric): limits for s in scored for metric, limits in s.metrics.items()}
 
 
-def to_unit(value: float, limits: MetricRange) -> float:
-    """A mark on [0, 1], higher is better."""
-    share = (value - limits.low) / (limits.high - limits.low)
-    return share if limits.higher_is_better else 1 - share
-
-
-def from_unit(share: float, limits: MetricRange) -> float:
-    """The inverse of `to_unit`."""
-    share = share if limits.higher_is_better else 1 - share
-    return limits.low + share * (limits.high - limits.low)
-
-
 def shards_marked(
     view: MigrationView, candidate: str, split: MarkedSplit, evaluators: Sequence[str]
 ) -> dict[int, list[EvalScored]]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from pydantic import ValidationError
+
+from llamaduo.errors import PermanentError
 from llamaduo.events import (
     AdapterLoaded,
     AdapterPromoted,
@@ -78,9 +81,16 @@ class MigrationView:
 
     @property
     def spec(self) -> MigrationSpec | None:
-        """The frozen spec, once seen."""
+        """The frozen spec, once seen. PermanentError where this version cannot read it."""
         if self._spec is None and self.request is not None:
-            self._spec = MigrationSpec.model_validate(self.request.spec)
+            try:
+                self._spec = MigrationSpec.model_validate(self.request.spec)
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise PermanentError(
+                    f"the spec of {self.migration} cannot be read by this version: {where}: {first['msg']}"
+                ) from error
         return self._spec
 
     def dataset(self, number: int) -> DatasetReady | None:

@@ -12,6 +12,22 @@ from statistics import NormalDist
 from llamaduo.events import EvalScored, Interval, Marks, MetricRange
 
 
+def to_unit(value: float, scale: MetricRange) -> float:
+    """A mark on [0, 1], higher is better. ValueError for an empty scale or a mark that is not on it."""
+    if scale.high <= scale.low:
+        raise ValueError(f"a metric was declared from {scale.low:g} to {scale.high:g}, which is no scale")
+    if not scale.low <= value <= scale.high:
+        raise ValueError(f"{value:g} is not on its metric's scale, {scale.low:g} to {scale.high:g}")
+    share = (value - scale.low) / (scale.high - scale.low)
+    return share if scale.higher_is_better else 1 - share
+
+
+def from_unit(share: float, scale: MetricRange) -> float:
+    """The inverse of `to_unit`."""
+    share = share if scale.higher_is_better else 1 - share
+    return scale.low + share * (scale.high - scale.low)
+
+
 def wilson(values: Sequence[float], scale: MetricRange, confidence: float) -> Interval:
     """Wilson's score interval for the mean of `values`, one value a prompt, on the metric's own scale.
 

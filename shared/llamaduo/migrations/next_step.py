@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llamaduo.events import EvalFailed, Marks
+from llamaduo.events import EvalFailed, EvalScored, Marks
 from llamaduo.migrations.fold import MigrationView
+from llamaduo.migrations.intervals import to_unit
 
 StopRule = Literal["rounds", "budget", "hours", "no_gain", "silent_evaluator", "error"]
 
@@ -26,10 +27,26 @@ class Stop:
     reason: str
 
 
-def mean_of(marks: Marks) -> float:
-    """One number to compare rounds by: the mean over all gate metrics, each on its own scale."""
-    means = [interval.mean for metrics in marks.values() for interval in metrics.values()]
-    return sum(means) / len(means) if means else 0.0
+def mean_of(marks: Marks, view: MigrationView) -> float:
+    """One number on [0, 1] to compare rounds by: the mean over the gate's metrics, higher is better.
+
+    Parity asks of every metric of the required evaluators.
+    """
+    spec = view.spec
+    if spec is None:
+        return 0.0
+    scales = {(e.evaluator, metric): scale for e in view.of_type(EvalScored) for metric, scale in e.metrics.items()}
+    shares = [
+        to_unit(interval.mean, scales[evaluator, metric])
+        for evaluator, metrics in marks.items()
+        for metric, interval in metrics.items()
+        if (evaluator, metric) in scales
+        and (
+            f"{evaluator}.{metric}" in spec.gate.absolute
+            or (spec.gate.parity is not None and evaluator in spec.required)
+        )
+    ]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def after_failure(view: MigrationView, number: int) -> NextRound | Stop:
@@ -46,7 +63,7 @@ def after_failure(view: MigrationView, number: int) -> NextRound | Stop:
     hours = (failed.at - request.at).total_seconds() / 3600
     if hours >= budgets.hours:
         return Stop("hours", f"{hours:.1f} hours have gone by, {budgets.hours:g} were allowed")
-    means = [mean_of(d.marks) for n in range(number + 1) if (d := view.decision(n)) is not None]
+    means = [mean_of(d.marks, view) for n in range(number + 1) if (d := view.decision(n)) is not None]
     best = max(range(len(means)), key=lambda i: (means[i], -i))
     if len(means) - 1 - best >= budgets.rounds_without_gain:
         return Stop("no_gain", f"no better mean in {budgets.rounds_without_gain} rounds")
