@@ -26,7 +26,7 @@ from services.trainer.engine import (
     TrainResult,
 )
 
-POLITE_SECONDS = 15.0
+POLITE_SECONDS = 10.0
 _LOG_TAIL_BYTES = 4000
 _LINE_LIMIT = 8 * 1024 * 1024
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamaduo.errors import UserInputError
+from llamaduo.errors import RetryableError, UserInputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 # Only these are fetched: no pickled weights and no Python of strangers ever reach the disk.
@@ -52,7 +52,7 @@ async def resolve(base: str, cache: Path, *, python: str = sys.executable) -> Re
     `python` is an interpreter with torch, transformers and gguf; it is used for `.gguf` files only.
 
     Raises UserInputError where there is no such model, or it is one that cannot be used: no safetensors, no
-    tokenizer, no chat template, or not reachable.
+    tokenizer, no chat template, not in a cache that is all there is; RetryableError where it could not be fetched.
     """
     path = Path(base).expanduser()
     if path.is_dir():
@@ -161,16 +161,16 @@ async def _converted(gguf: Path, cache: Path, python: str) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    async with _locked(folder.with_suffix(".lock")):
+    async with _locked(folder.with_suffix(".lock")) as lock:
         if not folder.is_dir():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            await _convert(gguf, partial, python)
+            await _convert(gguf, partial, python, lock)
             partial.rename(folder)
     return folder
 
 
-async def _convert(gguf: Path, target: Path, python: str) -> None:
+async def _convert(gguf: Path, target: Path, python: str, lock: int) -> None:
     script = Path(__file__).with_name("gguf_to_folder.py")
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
     child = await asyncio.create_subprocess_exec(
@@ -182,6 +182,7 @@ async def _convert(gguf: Path, target: Path, python: str) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        pass_fds=(lock,),  # a converter that outlives us goes on writing: nobody else may before it ends
         env=keep | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
     try:
@@ -197,8 +198,10 @@ async def _convert(gguf: Path, target: Path, python: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[None]:
-    """Holds an advisory lock on `path`; the system frees it when the process dies."""
+async def _locked(path: Path) -> AsyncIterator[int]:
+    """Holds an advisory lock on `path` and gives its descriptor; the system frees it when the last process that
+    has it dies.
+    """
     with path.open("w") as file:
         while True:
             try:
@@ -206,12 +209,12 @@ async def _locked(path: Path) -> AsyncIterator[None]:
                 break
             except BlockingIOError:
                 await asyncio.sleep(0.2)
-        yield
+        yield file.fileno()
 
 
 def _from_hub(base: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError as error:
         raise UserInputError(
@@ -237,12 +240,9 @@ def _from_hub(base: str) -> Path:
     except RepositoryNotFoundError as error:
         raise UserInputError(f"the Hub has no model {base}, or it needs a token (HF_TOKEN)") from error
     except LocalEntryNotFoundError as error:
-        raise UserInputError(
-            f"base model {base} is not in the cache and no network reaches the Hub",
-            hint="give a folder or a .gguf file as base model",
-        ) from error
+        problem = f"base model {base} is not in the cache and no network reaches the Hub"
+        if constants.HF_HUB_OFFLINE:
+            raise UserInputError(problem, hint="give a folder or a .gguf file as base model") from error
+        raise RetryableError(f"{problem} (a folder or a .gguf file needs none)", delay=30) from error
     except Exception as error:  # what can go wrong on the way differs with the client's HTTP library
-        raise UserInputError(
-            f"base model {base} could not be fetched: {type(error).__name__}",
-            hint="try again, or give a folder or a .gguf file as base model",
-        ) from error
+        raise RetryableError(f"base model {base} could not be fetched: {type(error).__name__}", delay=30) from error

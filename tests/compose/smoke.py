@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from deploy.nats.users import password_variable
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.topology import list_evaluators
 from llamaduo.events import AnyEvent, EvalFailed, EvalPassed, EvalScored, MigrationCompleted
 from llamaduo.migrations.fold import fold
 from llamaduo.settings import BusSettings
@@ -94,6 +95,12 @@ def submit(folder: Path) -> str:
     return str(said["migration"])
 
 
+async def both_judges_wait(bus: Bus) -> bool:
+    """Whether two replicas ask for shards: one that came late would find nothing left to share."""
+    (judges,) = [info for info in await list_evaluators(bus.js) if info.name == "evaluator-llm-judge"]
+    return (judges.num_waiting or 0) >= 2
+
+
 async def log_of(bus: Bus, migration: str) -> list[AnyEvent]:
     return [e.event async for e in bus.log(follow=False) if e.event.migration == migration]
 
@@ -106,6 +113,7 @@ async def test_the_loop_closes_and_two_judges_share_its_shards(tmp_path: Path) -
         inference(InferenceSettings(**as_user("inference", tmp_path / "i"), inference_engine="fake")),
     ]
     async with bus_of("operator", tmp_path) as bus, serving(*local):
+        await until(lambda: both_judges_wait(bus), seconds=90, what="two judges that wait for work")
         migration = await asyncio.to_thread(submit, tmp_path / "files")
 
         async def the_end() -> list[AnyEvent] | None:

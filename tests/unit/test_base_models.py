@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llamaduo.base_models import check_folder, file_digest, folder_digest, resolve
-from llamaduo.errors import UserInputError
+from llamaduo.errors import RetryableError, UserInputError
+from tests.support import environment, until
 
 
 def _model(folder: Path, weights: bytes = b"weights") -> Path:
@@ -147,6 +151,56 @@ async def test_a_hub_id_out_of_reach_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(UserInputError, match=r"give a folder or a \.gguf"):
         await resolve("nobody/nothing", tmp_path)
+
+
+async def test_a_fault_on_the_way_to_the_hub_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def download(*_args: object, local_files_only: bool, **_kwargs: object) -> str:
+        if local_files_only:
+            raise hub.errors.LocalEntryNotFoundError("not at hand")
+        raise ConnectionResetError("the peer hung up")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(RetryableError, match="owner/name could not be fetched: ConnectionResetError"):
+        await resolve("owner/name", tmp_path / "cache")
+
+
+async def test_a_converter_that_outlives_its_parent_keeps_its_lock(tmp_path: Path) -> None:
+    """Else a restarted service would write into the same folder beside it."""
+    gguf, ready = tmp_path / "m.gguf", tmp_path / "ready"
+    gguf.write_bytes(b"GGUF")
+    stub = _stub_converter(tmp_path, f"pathlib.Path({str(ready)!r}).touch()\ntime.sleep(120)")
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import asyncio, pathlib, sys\n"
+        "from llamaduo.base_models import resolve\n"
+        "asyncio.run(resolve(sys.argv[1], pathlib.Path(sys.argv[2]), python=sys.argv[3]))",
+        str(gguf),
+        str(tmp_path / "cache"),
+        stub,
+        env=environment(),
+    )
+
+    async def converting() -> bool:
+        return ready.exists()
+
+    await until(converting, what="the converter runs")
+    (converter,) = psutil.Process(parent.pid).children()
+    try:
+        parent.kill()
+        await parent.wait()
+        (lock,) = (tmp_path / "cache").glob("*.lock")
+        with lock.open("w") as file:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            converter.kill()
+            psutil.wait_procs([converter], timeout=20)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            converter.kill()
 
 
 async def test_a_half_fetched_hub_model_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
