@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from llamaduo.errors import UserInputError
 from llamaduo.evaluators import Evaluator
+from llamaduo.names import did_you_mean
 from llamaduo.service_llm import ServiceLLMClient
 from services.judge import exact_match, llm_judge
 
@@ -25,10 +25,9 @@ def make(name: str, client: ServiceLLMClient | None) -> Evaluator:
     """
     factory = _FACTORIES.get(name)
     if factory is None:
-        close = difflib.get_close_matches(name, NAMES, n=1)
         raise UserInputError(
             f"no evaluator is called {name!r}",
             field="evaluator",
-            hint=f"did you mean {close[0]!r}?" if close else f"known: {', '.join(NAMES)}",
+            hint=did_you_mean(name, NAMES) or f"known: {', '.join(NAMES)}",
         )
     return factory(client)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llamaduo.built_in_evaluators import EXACT_MATCH, METRICS
 from llamaduo.datasets import ShardRow
 from llamaduo.evaluators import Evaluator, Score, Task
-from llamaduo.events import MetricRange
 
-NAME = "exact-match"
+NAME = EXACT_MATCH
 METRIC = "exact"
 
 _MOST_FIELDS = 8
@@ -51,7 +51,7 @@ async def score(rows: Sequence[ShardRow], _task: Task) -> list[Score]:
 
 def exact_match() -> Evaluator:
     """The evaluator `exact-match` with its one metric, `exact`."""
-    return Evaluator(name=NAME, version="1", metrics={METRIC: MetricRange(low=0, high=1)}, score=score)
+    return Evaluator(name=NAME, version="1", metrics=METRICS[NAME], score=score)
 
 
 def _scored(row: ShardRow, sample: int, answer: str | None) -> Score:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from llamaduo import built_in_evaluators
 from llamaduo.datasets import ShardRow
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, ServiceLLMRefused
 from llamaduo.evaluators import Evaluator, Score, Scored, Task
-from llamaduo.events import MetricRange
 from llamaduo.identity import seed_of
 from llamaduo.service_llm import (
     Answer,
@@ -27,8 +27,8 @@ from llamaduo.service_llm import (
     work_spans,
 )
 
-NAME = "llm-judge"
-METRICS = ("similarity", "precision")
+NAME = built_in_evaluators.LLM_JUDGE
+METRICS = tuple(built_in_evaluators.METRICS[NAME])
 MAX_TOKENS = 1024
 
 _PROMPT = (Path(__file__).parent / "prompts" / "judge.md").read_text(encoding="utf-8")
@@ -135,7 +135,7 @@ def llm_judge(client: ServiceLLMClient | None) -> Evaluator:
     return Evaluator(
         name=NAME,
         version=f"1-{hashlib.sha256(_PROMPT.encode()).hexdigest()[:8]}",
-        metrics={metric: MetricRange(low=0, high=100) for metric in METRICS},
+        metrics=built_in_evaluators.METRICS[NAME],
         score=score,
         cost_per_row="one service LLM call an answer",
     )

@@ -13,10 +13,9 @@ from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
 from llamaduo.events import Split
 from llamaduo.identity import canonical_json, identity
-from llamaduo.migrations.spec import Splits
+from llamaduo.migrations.spec import FEWEST, Splits
 from services.synthesizer.near_copies import comparable, near_copy_groups, shared_frame
 
-MINIMA: dict[Split, int] = {"train": 4, "validation": 2, "test": 8, "holdout": 0}
 DEFAULT_TEST_ROWS = 200
 ROWS_FOR_A_HOLDOUT = 20
 _ORDER: tuple[Split, ...] = ("train", "validation", "test", "holdout")
@@ -78,13 +77,9 @@ def plan_quotas(found: int, splits: Splits) -> tuple[dict[Split, int | None], li
     Quotas of 0 get their defaults, smaller ones where those asked for leave too little. UserInputError
     where even the minima do not fit.
     """
-    asked: dict[Split, int] = {split: getattr(splits, split) for split in _ORDER}
-    for split, number in asked.items():
-        if 0 < number < MINIMA[split]:
-            raise UserInputError(
-                f"{number} rows asked for, at least {MINIMA[split]} are needed", field=f"splits.{split}"
-            )
-    needed = {split: asked[split] or MINIMA[split] for split in _ORDER}
+    asked, needed = splits.asked, splits.needed
+    for split, number in splits.too_small.items():
+        raise UserInputError(f"{number} rows asked for, at least {FEWEST[split]} are needed", field=f"splits.{split}")
     if sum(needed.values()) > found:
         parts = " + ".join(f"{split} {number}" for split, number in needed.items() if number)
         raise UserInputError(
@@ -100,12 +95,12 @@ def plan_quotas(found: int, splits: Splits) -> tuple[dict[Split, int | None], li
         "holdout": found // 10 if found >= ROWS_FOR_A_HOLDOUT else 0,
     }
     open_splits = [split for split in defaults if not asked[split]]
-    wished = sum(max(defaults[split], MINIMA[split]) for split in open_splits)
+    wished = sum(max(defaults[split], FEWEST[split]) for split in open_splits)
     spare = found - sum(needed.values())
-    extra = wished - sum(MINIMA[split] for split in open_splits)
+    extra = wished - sum(FEWEST[split] for split in open_splits)
     for split in open_splits:
-        over = max(defaults[split] - MINIMA[split], 0)
-        quotas[split] = MINIMA[split] + (over if extra <= spare else over * spare // extra)
+        over = max(defaults[split] - FEWEST[split], 0)
+        quotas[split] = FEWEST[split] + (over if extra <= spare else over * spare // extra)
     notes = []
     if extra > spare:
         shown = ", ".join(f"{split} {quotas[split]}" for split in open_splits)
@@ -147,7 +142,7 @@ def _take(groups: Sequence[list[Row]], quota: int) -> tuple[list[list[Row]], lis
 
 
 def _check_minima(assigned: dict[Split, list[Row]], found: int, largest: int) -> None:
-    for split, minimum in MINIMA.items():
+    for split, minimum in FEWEST.items():
         if len(assigned[split]) < minimum:
             raise UserInputError(
                 f"{split} gets {len(assigned[split])} rows, at least {minimum} are needed: {largest} of "

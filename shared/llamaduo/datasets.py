@@ -1,4 +1,4 @@
-"""Rows of a dataset: what one is, how a coverage file is read and checked, and how splits are stored.
+"""Rows of a dataset: what one is, and how splits are stored. `coverage_files` reads what a team wrote.
 
 The stored format is JSON lines, one row a line, canonical JSON, so equal rows give equal bytes. It needs no
 data library: every service can read it.
@@ -6,17 +6,12 @@ data library: every service can read it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.errors import UserInputError
 from llamaduo.identity import canonical_json, content_digest, identity
-
-MAX_ROW_BYTES = 1_000_000
 
 
 class Message(BaseModel):
@@ -103,70 +98,3 @@ def load_shard(body: bytes) -> list[ShardRow]:
 def dataset_digest(rows: Iterable[Row]) -> str:
     """Digest over the sorted content of rows: their order does not matter, times are not in it."""
     return content_digest(sorted(canonical_json(r.model_dump(mode="json")) for r in rows))
-
-
-def _row_from(raw: Any) -> Row:
-    """One row from a parsed line in any of the accepted shapes. ValueError says what is wrong."""
-    if not isinstance(raw, dict):
-        raise ValueError("a row is a JSON object")
-    if "messages" in raw:
-        messages = raw["messages"]
-        known = {"messages"}
-    elif "prompt" in raw and ("response" in raw or "completion" in raw):
-        answer_key = "response" if "response" in raw else "completion"
-        messages = [
-            {"role": "user", "content": raw["prompt"]},
-            {"role": "assistant", "content": raw[answer_key]},
-        ]
-        if raw.get("system"):
-            messages.insert(0, {"role": "system", "content": raw["system"]})
-        known = {"prompt", answer_key, "system"}
-    else:
-        raise ValueError("a row needs `messages`, or `prompt` and `response`")
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise ValueError("`messages` needs at least a user message and the assistant's answer")
-    try:
-        parsed = [Message.model_validate(m) for m in messages]
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"messages: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    if parsed[-1].role != "assistant":
-        raise ValueError("the last message must be the assistant's answer")
-    if parsed[-2].role != "user":
-        raise ValueError("the message before the answer must be the user's")
-    return make_row(parsed, meta={k: v for k, v in raw.items() if k not in known and k != "id"})
-
-
-def read_coverage(path: Path, *, limit_problems: int = 20) -> list[Row]:
-    """Read and check a coverage dataset (JSON lines).
-
-    Exact repeats are dropped. UserInputError lists the first bad lines, each with its number and reason.
-    """
-    if not path.is_file():
-        raise UserInputError("no such file", file=str(path), field="coverage")
-    rows: dict[str, Row] = {}
-    problems: list[tuple[int, str]] = []
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            if len(line) > MAX_ROW_BYTES:
-                raise ValueError(f"longer than {MAX_ROW_BYTES} bytes")
-            row = _row_from(json.loads(line))
-            rows.setdefault(row.id, row)
-        except (ValueError, RecursionError) as error:
-            problems.append((number, str(error)))
-    if problems:
-        shown = "; ".join(f"line {n}: {why}" for n, why in problems[:limit_problems])
-        more = f"; and {len(problems) - limit_problems} more" if len(problems) > limit_problems else ""
-        raise UserInputError(
-            f"{len(problems)} bad rows: {shown}{more}", file=str(path), line=problems[0][0], field="coverage"
-        )
-    if not rows:
-        raise UserInputError("holds no rows", file=str(path), field="coverage")
-    return list(rows.values())
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        yield from enumerate(file, start=1)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from llamaduo.errors import UserInputError
+from llamaduo.plain_words import in_words
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class BusSettings(BaseSettings):
@@ -38,3 +43,13 @@ class ServiceSettings(BusSettings):
     replica: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", description="name of this process"
     )
+
+
+def read_settings(model: type[S], **given: Any) -> S:
+    """Settings from the environment, with these in their place. UserInputError names the variable that is wrong."""
+    try:
+        return model(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise UserInputError(in_words(first), field=f"{model.model_config['env_prefix']}{name}".upper()) from error

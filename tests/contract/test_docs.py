@@ -22,7 +22,8 @@ import services
 from llamaduo.bus import topology
 from llamaduo.cli.main import app
 from llamaduo.events import EVENT_TYPES, EvalScored, parse_event, subject_of
-from llamaduo.migrations.spec import MigrationSpec, ServiceLLM, spec_from_text
+from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
+from llamaduo.migrations.spec_file import parse_spec
 from llamaduo.settings import BusSettings, ServiceSettings
 from tests.support import ROOT
 
@@ -228,7 +229,7 @@ def test_the_specs_on_the_page_are_valid() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", page("spec.md"), re.DOTALL)
     assert len([line for line in blocks[0].splitlines() if line.strip()]) == 5
     for block in blocks:
-        spec_from_text(block, "docs/spec.md")
+        parse_spec(block, "docs/spec.md")
 
 
 def test_the_stop_rules_are_explained() -> None:

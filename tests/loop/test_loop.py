@@ -16,7 +16,8 @@ import pytest
 from llamaduo.artifacts import put_bytes
 from llamaduo.bus.connection import Bus
 from llamaduo.cli.submission import migration_id
-from llamaduo.datasets import dump_rows, read_coverage
+from llamaduo.coverage_files import read_coverage
+from llamaduo.datasets import dump_rows
 from llamaduo.events import (
     AdapterTrained,
     AnyEvent,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
     monkeypatch.setenv(NATS_VARIABLE, "nats://127.0.0.1:1")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setattr("llamaduo.cli.doctor.unreachable", lambda url: "not asked in a test")
 
 
 def test_a_mistake_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +139,96 @@ def test_importing_the_command_line_is_light() -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def write_file(folder: Path) -> Path:
+    """A file where a folder is wanted."""
+    file = folder / "afile"
+    file.write_text("")
+    return file
+
+
+@pytest.mark.parametrize("arguments", [["up", "-d"], ["status"], ["down"], ["doctor"], ["migrate", "x.yaml"]])
+def test_a_file_for_a_state_folder_is_one_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_file(tmp_path)
+    monkeypatch.setenv(STATE_VARIABLE, str(file))
+    assert call(arguments) == 2
+    assert capsys.readouterr().err == (
+        f"llamaduo: {file}: the state folder cannot be here: a file is in the way "
+        "(name a folder with --state or LLAMADUO_STATE_DIR)\n"
+    )
+
+
+def test_a_state_folder_that_cannot_be_made_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(STATE_VARIABLE, "/proc/x")
+    assert call(["up", "-d"]) == 2
+    assert capsys.readouterr().err == "llamaduo: /proc/x: no such file or folder\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--html", "."], ".: is a folder, not a file"),
+        (["--out", "AFILE"], "AFILE: a file is in the way where a folder is needed"),
+        (["--html", "/proc/x.html"], "/proc/x.html: no such file or folder"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_one_line(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from llamaduo.migrations.fold import fold
+    from tests.unit.synthetic_log import complete_log
+
+    class OneBus:
+        async def artifacts(self) -> None:
+            return None
+
+    @contextlib.asynccontextmanager
+    async def the_bus() -> AsyncIterator[OneBus]:
+        yield OneBus()
+
+    async def all_views(_: OneBus) -> dict[str, object]:
+        return {"m": fold(complete_log())}
+
+    async def gather(*_: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr("llamaduo.cli.connect.the_bus", the_bus)
+    monkeypatch.setattr("llamaduo.cli.connect.all_views", all_views)
+    monkeypatch.setattr("llamaduo.cli.side_by_side.gather", gather)
+    file = str(write_file(tmp_path))
+    assert call(["report", *(file if a == "AFILE" else a for a in arguments)]) == 2
+    assert capsys.readouterr().err == f"llamaduo: {says.replace('AFILE', file)}\n"
+
+
+def test_a_wrong_setting_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamaduo.artifacts import ObjectStoreArtifacts
+    from llamaduo.errors import UserInputError
+    from llamaduo.settings import BusSettings, read_settings
+
+    monkeypatch.setenv("LLAMADUO_PROFILE", "zzz")
+    with pytest.raises(UserInputError) as caught:
+        read_settings(BusSettings)
+    assert str(caught.value) == "LLAMADUO_PROFILE: must be 'default' or 'faults', not 'zzz'"
+    for url in ("foo://x", "file:///proc/x", "nonsense"):
+        with pytest.raises(UserInputError) as caught:
+            ObjectStoreArtifacts(url)
+        assert caught.value.field == "LLAMADUO_ARTIFACTS_URL"
+        assert "\n" not in str(caught.value)
+
+
+def test_an_evaluator_without_a_bus_does_not_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[2] / "examples" / "same_length_evaluator.py"
+    assert call(["evaluator", "run", f"{example}:same_length"]) == 1
+    assert "no bus answers at nats://127.0.0.1:1" in capsys.readouterr().err
 
 
 def test_down_without_up(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
 
+from llamaduo.bus import topology
+from llamaduo.cli import doctor
 from llamaduo.cli.doctor import CHECKS, Machine, examine
 from llamaduo.cli.evaluator_commands import load
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, nats_url, read_note, write_note
-from llamaduo.cli.system import CALL_A_PROVIDER, SERVICES, Plan, child_environment
+from llamaduo.cli.system import CALL_A_PROVIDER, SERVICES, Plan, child_environment, state_of
 from llamaduo.errors import UserInputError
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor asks no package index here."""
+    monkeypatch.setattr(doctor, "unreachable", lambda url: "not asked in a test")
+
 
 NOTE = UpNote(1, "nats://127.0.0.1:5", "now", [ChildNote("trainer", 2, None, 0, "log")], None, ["A_KEY"])
 
@@ -41,10 +51,14 @@ def test_a_broken_note_is_no_note(tmp_path: Path, text: str) -> None:
 
 
 def test_only_services_that_call_a_provider_get_keys(tmp_path: Path) -> None:
-    plan = Plan(tmp_path, environment={"OPENAI_API_KEY": "s", "AWS_SECRET": "s", "PATH": "/bin", "HF_TOKEN": "t"})
+    plan = Plan(
+        tmp_path,
+        environment={"OPENAI_API_KEY": "s", "AWS_SECRET": "s", "PATH": "/bin", "HF_TOKEN": "t", "B_KEY_FILE": "f"},
+    )
     for service in SERVICES:
         environment = child_environment(plan, service, "nats://127.0.0.1:4")
         assert ("OPENAI_API_KEY" in environment) == (service in CALL_A_PROVIDER)
+        assert ("B_KEY_FILE" in environment) == (service in CALL_A_PROVIDER)
         assert environment["LLAMADUO_NATS_URL"] == "nats://127.0.0.1:4"
         assert environment["HF_TOKEN"] == "t"
         assert Path(environment["LLAMADUO_PORT_FILE"]).is_absolute()
@@ -59,8 +73,6 @@ def test_the_doctor_mends_what_it_finds(tmp_path: Path) -> None:
 
 
 def test_the_doctor_misses_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamaduo.cli import doctor
-
     monkeypatch.setattr(doctor, "find_binary", lambda: None)
     monkeypatch.setattr(doctor, "find_vllm_python", lambda *_: None)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
@@ -72,9 +84,41 @@ def test_the_doctor_misses_what_is_missing(tmp_path: Path, monkeypatch: pytest.M
     assert "compose" in found["system"].mend
 
 
-def test_an_engine_by_url_needs_no_vllm_here(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, {"LLAMADUO_INFERENCE_ENGINE": "url"}, tmp_path)
-    assert {f.name: f for f in examine(machine)}["engine"].state == "ok"
+@pytest.mark.parametrize(
+    ("chosen", "url", "state", "says"),
+    [
+        ("url", "http://host:8000/v1", "ok", "by URL"),
+        ("url", "", "need", "LLAMADUO_ENGINE_URL is not set"),
+        ("url", "host:8000", "need", "LLAMADUO_ENGINE_URL is no address"),
+        ("vlm", "", "need", "did you mean 'vllm'?"),
+    ],
+)
+def test_an_engine_by_url_needs_its_url_and_no_vllm(
+    tmp_path: Path, chosen: str, url: str, state: str, says: str
+) -> None:
+    environment = {"LLAMADUO_INFERENCE_ENGINE": chosen, "LLAMADUO_ENGINE_URL": url}
+    found = doctor.engine(Machine(tmp_path, environment, tmp_path))
+    assert found.state == state
+    assert says in found.detail
+
+
+def test_where_only_the_command_line_is_installed_the_doctor_looks_for_the_bus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "has_services", lambda: False)
+    environment = {"LLAMADUO_NATS_URL": "nats://127.0.0.1:1"}
+    found = {finding.name: finding.state for finding in examine(Machine(tmp_path, environment, tmp_path))}
+    assert found == {"Python": "ok", "bus": "need", "keys": "want"}
+
+
+@pytest.mark.parametrize(("gib", "state"), [(6, "want"), (7.6, "ok"), (16, "ok")])
+def test_memory_is_asked_for_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: float, state: str
+) -> None:
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": int(gib * doctor.GIB / 4096)}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    monkeypatch.setattr(Path, "read_text", lambda *_: "max")
+    assert doctor.memory(Machine(tmp_path, {}, tmp_path)).state == state
 
 
 MINE = """
@@ -111,3 +155,32 @@ def test_a_wrong_target_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserInputError, match=says):
         load(target)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("x = 1\ndef broken(:\n", 2, "not Python: invalid syntax"),
+        ("x = 1\n\nraise RuntimeError('no\\nuse')\n", 3, "cannot be loaded: RuntimeError: no"),
+        ("import sys\nsys.exit(3)\n", 2, "cannot be loaded: SystemExit: 3"),
+    ],
+)
+def test_a_broken_evaluator_names_file_and_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(UserInputError) as caught:
+        load(f"{file}:x")
+    assert str(caught.value) == f"{file}:{line}: {says}"
+
+
+@pytest.mark.parametrize(
+    ("pid", "age", "state"), [(None, 0, "died"), (1, 1, "starting"), (1, 1000, "does not answer")]
+)
+async def test_a_young_service_that_does_not_answer_is_starting(pid: int | None, age: float, state: str) -> None:
+    assert (await state_of("trainer", pid, None, time.time() - age)).startswith(state)
+
+
+def test_a_missing_durable_names_the_command_that_makes_it() -> None:
+    assert topology.how_to_make("evaluator-mine") == "llamaduo evaluator add mine"
+    assert topology.how_to_make("evaluator-exact-match") == "llamaduo bootstrap"
+    assert topology.how_to_make("trainer") == "llamaduo bootstrap"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llamaduo.cli.submission import (
-    EvaluatorOnBus,
-    Overrides,
-    check_evaluators,
-    prepare,
-)
+from llamaduo.cli.spec_checks import EvaluatorOnBus, check_evaluators
+from llamaduo.cli.submission import Overrides, prepare
 from llamaduo.errors import UserInputError
 
 GOOD = """\
@@ -66,25 +63,31 @@ MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
     ("service_llm:", "service-llm:", 4, "service-llm", "did you mean 'service_llm'?"),
     ("gate:\n  absolute:", "gate:\n  absolut:", 11, "gate.absolut", "did you mean 'absolute'?"),
     ("role: advisory", "rôle: advisory", 9, "evaluators.1.rôle", "did you mean 'role'?"),
-    ("name: support-triage", "name: Support Triage", 1, "name", "pattern"),
+    ("name: support-triage", "name: Support Triage", 1, "name", "is no name"),
     ("name: support-triage\n", "", 1, "name", "missing"),
-    ("coverage: tickets.jsonl", "coverage: [tickets.jsonl]", 2, "coverage", "string"),
-    ("  model: openai:gpt-x", "  model: gpt-x", 5, "service_llm.model", "pattern"),
-    ("OPENAI_API_KEY", "sk-abcdef", 6, "service_llm.api_key_env", "pattern"),
-    ("steps: 80", "steps: many", 13, "recipe.steps", "integer"),
-    ("steps: 80", "steps: 0", 13, "recipe.steps", "greater"),
-    ("exact-match.exact: 0.7", "exact: 0.7", 10, "gate", "is not `evaluator.metric`"),
-    ("exact-match.exact: 0.7", "llm-judge.similarity: 60", None, None, "not a required evaluator"),
+    ("coverage: tickets.jsonl", "coverage: [tickets.jsonl]", 2, "coverage", "must be text"),
+    ("  model: openai:gpt-x", "  model: gpt-x", 5, "service_llm.model", "is not `provider:model`"),
+    ("OPENAI_API_KEY", "sk-abcdef", 6, "service_llm.api_key_env", "never the key itself"),
+    ("steps: 80", "steps: many", 13, "recipe.steps", "whole number"),
+    ("steps: 80", "steps: 0", 13, "recipe.steps", "at least 1"),
+    ("exact-match.exact: 0.7", "exact: 0.7", 11, "gate.absolute.exact", "is not `evaluator.metric`"),
+    (
+        "exact-match.exact: 0.7",
+        "llm-judge.similarity: 60",
+        11,
+        "gate.absolute.llm-judge.similarity",
+        "not a required evaluator",
+    ),
     ("exact-match.exact: 0.7", "", 10, "gate", "needs `absolute` thresholds or `parity`"),
     ("role: advisory", "role: optional", 9, "evaluators.1.role", "'required' or 'advisory'"),
-    ("  - exact-match\n", "  - llm-judge\n", None, None, "named twice"),
+    ("  - exact-match\n", "  - llm-judge\n", 9, "evaluators.1", "named twice"),
     ("name: support-triage", "name: [unclosed", 2, None, "not YAML"),
     ("steps: 80", "steps: .nan", 13, "recipe.steps", "finite"),
     (GOOD, "- just\n- a list\n", 1, None, "mapping of keys"),
-    ("tickets.jsonl", "ticket.jsonl", None, "coverage", "no such file"),
+    ("tickets.jsonl", "ticket.jsonl", 2, "coverage", "no such file"),
     ("owner/model", "./no/such/folder", 3, "base_model", "no such model file or folder"),
     ("owner/model", "model.gguf", 3, "base_model", "no such model file or folder"),
-    ("owner/model", "just-a-word", None, "base_model", "no Hub id"),
+    ("owner/model", "just-a-word", 3, "base_model", "no Hub id"),
 ]
 
 
@@ -100,27 +103,6 @@ def test_mistakes_are_named(
     if line is not None:
         assert error.line == line
         assert f"migration.yaml:{line}:" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        ("{not json", "line 3"),
-        ('["a", "list"]', "a row is a JSON object"),
-        ('{"prompt": "p"}', "needs `messages`, or `prompt` and `response`"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "at least a user message"),
-        ('{"messages": [{"role": "robot", "content": "x"}, {"role": "assistant", "content": "y"}]}', "role"),
-        ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}', "the last message"),
-    ],
-)
-def test_bad_rows_are_named_by_line(tmp_path: Path, bad: str, says: str) -> None:
-    path = write(tmp_path)
-    lines = (tmp_path / "tickets.jsonl").read_text().splitlines()
-    (tmp_path / "tickets.jsonl").write_text("\n".join([*lines[:2], bad, *lines[2:]]))
-    error = refused(path)
-    assert says in str(error)
-    assert error.line == 3
-    assert str(error.file).endswith("tickets.jsonl")
 
 
 def test_a_missing_key_is_named_without_its_value(tmp_path: Path) -> None:
@@ -146,7 +128,48 @@ def test_a_server_of_ones_own_may_need_no_key(tmp_path: Path) -> None:
 
 
 def test_a_wrong_override_is_refused(tmp_path: Path) -> None:
-    assert "provider:model" in str(refused(write(tmp_path), overrides=Overrides(model="gpt-x")))
+    error = refused(write(tmp_path), overrides=Overrides(model="gpt-x"))
+    assert str(error) == "--service-llm: 'gpt-x' is not `provider:model` (did you mean 'openai:gpt-x'?)"
+
+
+def test_a_misspelt_evaluator_is_not_made_to_last(tmp_path: Path) -> None:
+    spec = GOOD.replace("exact-match", "exact-mach")
+    prepared = prepare(write(tmp_path, spec), environment=KEYS)
+    assert "evaluators: exact-mach is none of the built-in ones (did you mean 'exact-match'?)" in prepared.notes
+    with pytest.raises(UserInputError, match=r"did you mean 'exact-match'\? A new one: llamaduo evaluator add"):
+        check_evaluators(prepared.file, [EvaluatorOnBus("exact-match", True), EvaluatorOnBus("llm-judge", True)])
+
+
+def test_a_key_in_a_file_counts(tmp_path: Path) -> None:
+    path, file = write(tmp_path), tmp_path / "key"
+    error = refused(path, {"OPENAI_API_KEY_FILE": str(file)})
+    assert "cannot be read" in str(error)
+    file.write_text("secret")
+    assert prepare(path, environment={"OPENAI_API_KEY_FILE": str(file)}).rows
+    assert prepare(path, environment={}, key_names_of_services=["OPENAI_API_KEY_FILE"]).rows
+
+
+def test_a_check_needs_no_key_and_a_missing_one_hides_nothing(tmp_path: Path) -> None:
+    prepared = prepare(write(tmp_path), environment={}, keys_needed=False)
+    assert any("OPENAI_API_KEY is not set" in note for note in prepared.notes)
+    assert "too few" in str(refused(write(tmp_path, rows=5), {}))
+
+
+def test_another_providers_own_variable_holds_its_key(tmp_path: Path) -> None:
+    plain = GOOD.replace("openai:gpt-x", "deepseek:deepseek-chat")
+    path = write(tmp_path, plain)
+    assert "DEEPSEEK_API_KEY is not set" in str(refused(path, {"OPENAI_API_KEY": "of another"}))
+    assert prepare(path, environment={}, key_names_of_services=["DEEPSEEK_API_KEY"]).rows
+
+
+def test_every_provider_at_the_door_is_one_of_pydantic_ai() -> None:
+    from pydantic_ai.providers import infer_provider_class
+
+    from llamaduo.service_llm.credentials import PROVIDER_KEYS
+
+    for provider in PROVIDER_KEYS:
+        with contextlib.suppress(ImportError):  # its package is not installed here, but it is known
+            infer_provider_class(provider)
 
 
 def test_too_few_rows(tmp_path: Path) -> None:
@@ -156,7 +179,8 @@ def test_too_few_rows(tmp_path: Path) -> None:
 def test_more_rows_asked_for_than_there_are(tmp_path: Path) -> None:
     spec = GOOD + "splits: {train: 20, test: 50}\n"
     error = refused(write(tmp_path, spec))
-    assert (error.field, "asks for 70 rows, the dataset has 40" in str(error)) == ("splits", True)
+    assert (error.field, error.line) == ("splits", 14)
+    assert "asks for 72 rows (train 20 + validation 2 + test 50), the dataset has 40" in str(error)
 
 
 def test_the_id_depends_on_spec_rows_and_submission_and_on_nothing_else(tmp_path: Path) -> None:
@@ -182,15 +206,15 @@ def test_the_order_of_rows_does_not_change_the_id(tmp_path: Path) -> None:
 
 
 def test_evaluators_must_be_known_to_the_bus_if_they_decide(tmp_path: Path) -> None:
-    spec = prepare(write(tmp_path), environment=KEYS).spec
-    with pytest.raises(UserInputError, match="llamaduo evaluator add exact-match"):
-        check_evaluators(spec, [EvaluatorOnBus("llm-judge", True)], "migration.yaml")
-    notes = check_evaluators(spec, [EvaluatorOnBus("exact-match", False)], "migration.yaml")
+    spec = prepare(write(tmp_path), environment=KEYS).file
+    with pytest.raises(UserInputError, match=r":8: evaluators\.0: .*llamaduo evaluator add exact-match"):
+        check_evaluators(spec, [EvaluatorOnBus("llm-judge", True)])
+    notes = check_evaluators(spec, [EvaluatorOnBus("exact-match", False)])
     assert len(notes) == 2
     assert "no process is running it" in notes[0]
     assert "will mark nothing" in notes[1]
     every = [EvaluatorOnBus("exact-match", True), EvaluatorOnBus("llm-judge", True)]
-    assert check_evaluators(spec, every, "migration.yaml") == []
+    assert check_evaluators(spec, every) == []
 
 
 def test_the_example_of_the_demo_is_sound(tmp_path: Path) -> None:

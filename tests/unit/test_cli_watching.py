@@ -17,6 +17,7 @@ from llamaduo.bus.progress import Progress
 from llamaduo.cli.chat_command import answer, converse, endpoints, find_endpoint
 from llamaduo.cli.connect import choose
 from llamaduo.cli.operator_commands import command_event
+from llamaduo.cli.report_command import line_of_migration, migration_row
 from llamaduo.cli.side_by_side import labels_of, line_up
 from llamaduo.cli.watching import line_of, line_of_progress, picture, summary
 from llamaduo.datasets import Message, ShardRow
@@ -84,6 +85,25 @@ def test_the_summary_holds_what_the_issue_asks_for() -> None:
         assert part in text
     for stage in ("training", "local answers", "service LLM", "other"):
         assert stage in text
+
+
+def test_an_end_is_said_once_and_leaves_no_round_under_way() -> None:
+    stopped = MigrationStopped(migration=MIGRATION, rule="no_gain", reason="no better mean in 3 rounds")
+    text = summary(build_report(fold([*LOG[:2], stopped]), at(50)))
+    assert text.splitlines()[0].endswith(": stopped")
+    assert "rule no_gain" in text
+    cancelled = summary(build_report(fold([*LOG[:2], MigrationCancelled(migration=MIGRATION)]), at(50)))
+    assert "round 0      not decided" in cancelled
+    assert "under way" not in cancelled
+
+
+def test_status_says_what_there_is() -> None:
+    assert line_of_migration(migration_row(fold(LOG[:1]))) == f"{MIGRATION}  support-triage  splitting  no round yet"
+    stopped = MigrationStopped(migration=MIGRATION, rule="no_gain", reason="no better mean in 3 rounds")
+    dead = [event for event in mishaps() if event.type == "work.failed"]
+    line = line_of_migration(migration_row(fold([*LOG[:2], *dead, stopped])))
+    assert "stopped (no_gain)  round 0" in line
+    assert line.endswith(f"{len(dead)} dead letter (llamaduo dlq list)")
 
 
 def test_migrations_are_chosen_by_id_beginning_or_name() -> None:

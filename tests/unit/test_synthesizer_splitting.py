@@ -12,10 +12,10 @@ from rapidfuzz import fuzz, utils
 
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
-from llamaduo.migrations.spec import Splits
+from llamaduo.migrations.spec import FEWEST, Splits
 from services.synthesizer.alike_strings import AlikeStrings
 from services.synthesizer.near_copies import comparable, near_copy_groups, shared_frame
-from services.synthesizer.splitting import MINIMA, plan_quotas, split_coverage
+from services.synthesizer.splitting import plan_quotas, split_coverage
 from tests.unit.synthesizer_rows import row, rows, text, word
 
 LIMIT = 90.0
@@ -145,8 +145,8 @@ def test_default_quotas(found: int, expected: dict[str, int | None]) -> None:
 )
 def test_quotas_fit_the_dataset_or_are_refused(found: int, asked: Splits) -> None:
     given_rows = asked.model_dump()
-    too_small = any(0 < given_rows[split] < minimum for split, minimum in MINIMA.items())
-    needed = sum(given_rows[split] or minimum for split, minimum in MINIMA.items())
+    too_small = any(0 < given_rows[split] < minimum for split, minimum in FEWEST.items())
+    needed = sum(given_rows[split] or minimum for split, minimum in FEWEST.items())
     if too_small or needed > found:
         with pytest.raises(UserInputError):
             plan_quotas(found, asked)
@@ -154,8 +154,8 @@ def test_quotas_fit_the_dataset_or_are_refused(found: int, asked: Splits) -> Non
     quotas, _ = plan_quotas(found, asked)
     for split, quota in quotas.items():
         assert quota == given_rows[split] if given_rows[split] else True
-        assert quota is None or quota >= MINIMA[split]
-    assert sum(quota or MINIMA["train"] for quota in quotas.values() if quota != 0) <= found
+        assert quota is None or quota >= FEWEST[split]
+    assert sum(quota or FEWEST["train"] for quota in quotas.values() if quota != 0) <= found
 
 
 def test_errors_name_field_found_and_needed_rows() -> None:

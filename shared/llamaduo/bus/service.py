@@ -168,7 +168,7 @@ class Service:
         waited = False
         while problems := await self._missing(bus):
             if not waited:
-                log.warning("waiting for `llamaduo bootstrap`: %s", "; ".join(problems))
+                log.warning("waiting: %s", "; ".join(problems))
                 waited = True
             self._problems = problems
             await asyncio.sleep(min(1.0, self.timing.tick))
@@ -179,7 +179,7 @@ class Service:
             try:
                 info = await bus.js.consumer_info(topology.EVENTS, durable.name)
             except NotFoundError:
-                problems.append(f"durable {durable.name} does not exist")
+                problems.append(f"durable {durable.name} does not exist: run `{topology.how_to_make(durable.name)}`")
                 continue
             except (NatsError, APIError, TimeoutError) as error:
                 return [f"the bus does not answer: {type(error).__name__}"]
@@ -194,7 +194,7 @@ class Service:
         try:
             await bus.bucket("work")
         except NotFoundError:
-            problems.append("bucket work does not exist")
+            problems.append("bucket work does not exist: run `llamaduo bootstrap`")
         except (NatsError, APIError, TimeoutError) as error:
             return [f"the bus does not answer: {type(error).__name__}"]
         return problems

@@ -23,6 +23,7 @@ from nats.js.api import (
 )
 from nats.js.errors import BadRequestError, NotFoundError
 
+from llamaduo.built_in_evaluators import METRICS
 from llamaduo.events import (
     EVENT_TYPES,
     AdapterLoaded,
@@ -302,3 +303,18 @@ async def list_evaluators(js: JetStreamContext) -> list[ConsumerInfo]:
     """All evaluators' durables with their lag."""
     infos = await js.consumers_info(EVENTS)
     return sorted((i for i in infos if i.name.startswith("evaluator-")), key=lambda i: i.name)
+
+
+async def has_durable(js: JetStreamContext, name: str) -> bool:
+    """Whether the log has this durable."""
+    try:
+        await js.consumer_info(EVENTS, name)
+    except NotFoundError:
+        return False
+    return True
+
+
+def how_to_make(durable: str) -> str:
+    """The command that makes a durable that is missing."""
+    name = durable.removeprefix("evaluator-")
+    return f"llamaduo evaluator add {name}" if name != durable and name not in METRICS else "llamaduo bootstrap"

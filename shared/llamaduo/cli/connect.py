@@ -45,20 +45,26 @@ def run(work: Coroutine[None, None, T]) -> T:
     return asyncio.run(main())
 
 
-@contextlib.asynccontextmanager
-async def the_bus() -> AsyncIterator[Bus]:
-    """A connection to the bus that is up. LlamaDuoError, with what to do, if there is none."""
-    url = nats_url(state_dir())
+async def check_answers(url: str) -> None:
+    """LlamaDuoError, with what to do, if no bus answers at any of these addresses."""
     if not any([await answers(part.strip()) for part in url.split(",")]):
         raise LlamaDuoError(
             f"no bus answers at {url.rpartition('@')[2]}: start one with `llamaduo up`, or name it with "
             "--nats or LLAMADUO_NATS_URL (a system on another state folder: --state)"
         )
+
+
+@contextlib.asynccontextmanager
+async def the_bus() -> AsyncIterator[Bus]:
+    """A connection to the bus that is up. LlamaDuoError, with what to do, if there is none."""
+    url = nats_url(state_dir())
+    await check_answers(url)
     from llamaduo.bus.connection import Bus
-    from llamaduo.settings import BusSettings
+    from llamaduo.settings import BusSettings, read_settings
 
     os.environ.setdefault("LLAMADUO_LOG_LEVEL", "WARNING")
-    bus = await Bus.connect(BusSettings(nats_url=url), OPERATOR)
+    settings = read_settings(BusSettings, nats_url=url)
+    bus = await Bus.connect(settings, OPERATOR)
     try:
         yield bus
     finally:

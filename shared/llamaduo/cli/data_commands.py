@@ -22,7 +22,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Read and check a dataset: rows, repeats, lengths, system messages, answers. Bad lines are errors."""
-    from llamaduo.datasets import read_coverage
+    from llamaduo.coverage_files import read_coverage
 
     rows = read_coverage(file)
     with file.open("rb") as lines:

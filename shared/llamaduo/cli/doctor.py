@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -10,18 +12,26 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llamaduo.cli.nats_server import PREFERRED_PORT, find_binary
-from llamaduo.cli.state import read_note
-from llamaduo.cli.system import find_vllm_python
+from llamaduo.cli.nats_server import PREFERRED_PORT, answers, find_binary
+from llamaduo.cli.state import NATS_VARIABLE, nats_url, read_note
+from llamaduo.cli.system import find_vllm_python, is_key_name
+from llamaduo.names import did_you_mean
 
 GIB = 1024**3
-DISK_GIB, MEMORY_GIB, CORES = 8, 6, 2
+DISK_GIB, MEMORY_GIB, CORES = 8, 8, 2
 """What the demo needs: two environments, one small model, NATS and vLLM."""
+KEPT_BY_THE_SYSTEM = 0.9
+"""Of the memory that is built in, at least this share is seen."""
+ENGINES = ("vllm", "url", "fake")
+INDEX = "https://pypi.org/simple/"
+INDEX_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,22 @@ def training(_: Machine) -> Finding:
 
 def engine(machine: Machine) -> Finding:
     """vLLM in an environment of its own, or an engine by URL."""
-    chosen = machine.environment.get("LLAMADUO_INFERENCE_ENGINE", "vllm")
-    if chosen != "vllm":
-        return Finding("engine", "ok", f"LLAMADUO_INFERENCE_ENGINE={chosen}")
+    chosen = machine.environment.get("LLAMADUO_INFERENCE_ENGINE") or "vllm"
+    if chosen not in ENGINES:
+        near = did_you_mean(chosen, ENGINES) or f"there are {', '.join(ENGINES)}"
+        return Finding(
+            "engine", "need", f"LLAMADUO_INFERENCE_ENGINE={chosen} is none: {near}", "unset LLAMADUO_INFERENCE_ENGINE"
+        )
+    if chosen == "url":
+        url = machine.environment.get("LLAMADUO_ENGINE_URL", "")
+        if not url.startswith(("http://", "https://")):
+            said = "is no address" if url else "is not set"
+            return Finding(
+                "engine", "need", f"LLAMADUO_ENGINE_URL {said}", "export LLAMADUO_ENGINE_URL=http://HOST:PORT/v1"
+            )
+        return Finding("engine", "ok", f"by URL: {url.rpartition('@')[2]}")
+    if chosen == "fake":
+        return Finding("engine", "ok", "fake: for tests, it serves no model")
     python = find_vllm_python(machine.environment, machine.root)
     if python is None:
         return Finding("engine", "need", "no .venv-vllm", "make setup")
@@ -146,12 +169,14 @@ def disk(machine: Machine) -> Finding:
 
 
 def memory(_: Machine) -> Finding:
-    """RAM of the machine."""
+    """RAM of the machine, or what a container may use of it."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (ValueError, OSError):
         return Finding("memory", "want", "unknown", f"see that there are {MEMORY_GIB} GiB")
-    if total >= MEMORY_GIB:
+    with contextlib.suppress(OSError, ValueError):  # no limit: no such file, or the word `max`
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")) / GIB)
+    if total >= MEMORY_GIB * KEPT_BY_THE_SYSTEM:
         return Finding("memory", "ok", f"{total:.0f} GiB")
     return Finding("memory", "want", f"{total:.1f} GiB, {MEMORY_GIB} wanted", "close other programs or add memory")
 
@@ -176,11 +201,61 @@ def gpu(_: Machine) -> Finding:
 
 def keys(machine: Machine) -> Finding:
     """Keys of providers; only names are ever shown."""
-    names = sorted(n for n, value in machine.environment.items() if n.endswith("_API_KEY") and value)
+    names = sorted(n for n, value in machine.environment.items() if is_key_name(n) and "_API_KEY" in n and value)
     if names:
         return Finding("keys", "ok", ", ".join(names))
     return Finding(
         "keys", "want", "no provider's key is set; the demo needs none", "export OPENAI_API_KEY=… for your own data"
+    )
+
+
+def index(machine: Machine) -> Finding:
+    """The package index that set-up installs from."""
+    url = index_url(machine.environment)
+    shown = url.rpartition("@")[2].removeprefix("https://")
+    if why := unreachable(url):
+        return Finding(
+            "package index",
+            "want",
+            f"{shown} does not answer ({why}): `make setup` installs from it",
+            "see to the network or proxy, or name another: export PIP_INDEX_URL=…",
+        )
+    return Finding("package index", "ok", shown)
+
+
+def index_url(environment: Mapping[str, str]) -> str:
+    """The index that pip would use."""
+    if given := environment.get("PIP_INDEX_URL"):
+        return given
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return asked.stdout.strip()
+    return INDEX
+
+
+def unreachable(url: str) -> str | None:
+    """Why an address does not answer; None where it does, with whatever status."""
+    if not url.startswith(("http://", "https://")):
+        return "no http address"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=INDEX_TIMEOUT_S):  # noqa: S310
+            return None
+    except urllib.error.HTTPError as error:
+        return None if error.code < 500 else f"status {error.code}"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", None) or error or type(error).__name__)
+
+
+def bus(machine: Machine) -> Finding:
+    """The bus that a machine without services of its own works with."""
+    url = machine.environment.get(NATS_VARIABLE) or nats_url(machine.state)
+    shown = url.rpartition("@")[2]
+    if any(asyncio.run(answers(part.strip())) for part in url.split(",")):
+        return Finding("bus", "ok", shown)
+    return Finding(
+        "bus", "need", f"no bus answers at {shown}", f"start it there, or name it: export {NATS_VARIABLE}=…"
     )
 
 
@@ -216,10 +291,18 @@ CHECKS: tuple[Callable[[Machine], Finding], ...] = (
     cores,
     gpu,
     keys,
+    index,
     port,
 )
+CLIENT_CHECKS: tuple[Callable[[Machine], Finding], ...] = (python_version, bus, keys)
+"""Where only the command line is installed, as in its container, and the services run elsewhere."""
+
+
+def has_services() -> bool:
+    """Whether the services could run here."""
+    return importlib.util.find_spec("services") is not None and bool(importlib.util.find_spec("services.trainer"))
 
 
 def examine(machine: Machine) -> list[Finding]:
     """All findings, in order."""
-    return [check(machine) for check in CHECKS]
+    return [check(machine) for check in (CHECKS if has_services() else CLIENT_CHECKS)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,18 +43,28 @@ def add(
 
 
 @app.command("list")
-def list_evaluators() -> None:
+def list_evaluators(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
     """All evaluators that have a consumer, and how much waits for them."""
     from llamaduo.bus import topology
     from llamaduo.cli.connect import run, the_bus
 
     async def work() -> None:
         async with the_bus() as bus:
-            infos = await topology.list_evaluators(bus.js)
-        for info in infos:
-            attended = "running" if info.num_waiting or info.num_ack_pending else "nobody runs it"
-            name = info.name.removeprefix("evaluator-")
-            typer.echo(f"{name:<24} {attended}, {info.num_pending or 0} waiting, {info.num_ack_pending or 0} in hand")
+            rows = [
+                {
+                    "name": info.name.removeprefix("evaluator-"),
+                    "running": bool(info.num_waiting or info.num_ack_pending),
+                    "waiting": info.num_pending or 0,
+                    "in_hand": info.num_ack_pending or 0,
+                }
+                for info in await topology.list_evaluators(bus.js)
+            ]
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+            return
+        for row in rows:
+            attended = "running" if row["running"] else "nobody runs it"
+            typer.echo(f"{row['name']:<24} {attended}, {row['waiting']} waiting, {row['in_hand']} in hand")
 
     run(work())
 
@@ -81,14 +93,35 @@ def run_one(
 
     The object is made with the decorator `llamaduo.evaluators.evaluator`; see docs/evaluators.md.
     """
+    from llamaduo.cli.connect import run
     from llamaduo.cli.state import NATS_VARIABLE, nats_url, state_dir
 
     evaluator = load(target)
     os.environ.setdefault(NATS_VARIABLE, nats_url(state_dir()))
+    run(check_place(evaluator.name, os.environ[NATS_VARIABLE]))
     from llamaduo.evaluating import run_evaluator
 
     typer.echo(f"running evaluator {evaluator.name}, version {evaluator.version}; Ctrl-C stops it", err=True)
     run_evaluator(evaluator)
+
+
+async def check_place(name: str, url: str) -> None:
+    """LlamaDuoError if no bus answers; UserInputError if this evaluator has no place on it."""
+    from llamaduo.bus import topology
+    from llamaduo.bus.connection import Bus
+    from llamaduo.cli.connect import check_answers
+    from llamaduo.errors import UserInputError
+    from llamaduo.settings import ServiceSettings, read_settings
+
+    await check_answers(url)
+    # Under its own name: a user of the bus that may only mark reads no replies but its own.
+    durable = topology.durable_for_evaluator(name).name
+    bus = await Bus.connect(read_settings(ServiceSettings), durable)
+    try:
+        if not await topology.has_durable(bus.js, durable):
+            raise UserInputError(f"evaluator {name} has no place on the bus", hint=topology.how_to_make(durable))
+    finally:
+        await bus.close()
 
 
 def load(target: str) -> Evaluator:
@@ -113,8 +146,16 @@ def load(target: str) -> Evaluator:
         else:
             sys.path.insert(0, str(Path.cwd()))
             module = importlib.import_module(where)
+    except UserInputError:
+        raise
+    except SyntaxError as error:
+        raise UserInputError(f"not Python: {error.msg}", file=error.filename or where, line=error.lineno) from error
     except ModuleNotFoundError as error:
         raise UserInputError(f"cannot import {where}: {error}", field="TARGET") from error
+    except (Exception, SystemExit) as error:
+        place = _place_in(error, where)
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserInputError(f"cannot be loaded: {why}", file=where, line=place) from error
     found = getattr(module, attribute, None)
     if not isinstance(found, Evaluator):
         names = [name for name, value in vars(module).items() if isinstance(value, Evaluator)]
@@ -123,3 +164,9 @@ def load(target: str) -> Evaluator:
             hint=f"it has {', '.join(names)}" if names else "make one with @evaluator from llamaduo.evaluators",
         )
     return found
+
+
+def _place_in(error: BaseException, file: str) -> int | None:
+    """The line of this file in which an error came up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == file or Path(f.filename) == Path(file)), None)

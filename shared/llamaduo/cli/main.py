@@ -98,6 +98,7 @@ def main() -> None:
 def call(arguments: list[str]) -> int:
     """Run a command and give its exit code; our own errors become one line on stderr."""
     from llamaduo.errors import LlamaDuoError, UserInputError
+    from llamaduo.input_files import of_os_error
 
     try:
         app(arguments)
@@ -112,6 +113,12 @@ def call(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:
+        # A path that was named and cannot be used; all else of the system's is a fault of ours and keeps its trace.
+        if (named := of_os_error(error)) is None:
+            raise
+        typer.echo(f"llamaduo: {named}", err=True)
+        return 2
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     return 0

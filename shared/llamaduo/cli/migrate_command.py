@@ -11,14 +11,17 @@ import typer
 
 if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
-    from llamaduo.cli.submission import EvaluatorOnBus, Submission
+    from llamaduo.cli.spec_checks import EvaluatorOnBus
+    from llamaduo.cli.submission import Submission
 
 
 def migrate(
     spec: Annotated[Path, typer.Argument(help="The migration's YAML file.")],
     watch: Annotated[bool, typer.Option("--watch", help="Stay and watch it to its end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the submission as JSON.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only check spec and data; needs no bus.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check spec and data; needs no bus and no key.")
+    ] = False,
     service_llm_url: Annotated[str | None, typer.Option(help="Another address of the service LLM.")] = None,
     service_llm: Annotated[str | None, typer.Option(help="Another service LLM, provider:model.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds its key.")] = None,
@@ -39,20 +42,21 @@ def migrate(
         overrides=Overrides(service_llm, service_llm_url, api_key_env),
         environment=os.environ,
         key_names_of_services=note.key_names if note else None,
+        keys_needed=not check,
     )
     if check:
         _say(prepared, prepared.notes, new=None, as_json=as_json)
         return
-    run(_submit_and_watch(prepared, str(spec), watch=watch, as_json=as_json))
+    run(_submit_and_watch(prepared, watch=watch, as_json=as_json))
 
 
-async def _submit_and_watch(prepared: Submission, file: str, *, watch: bool, as_json: bool) -> None:
+async def _submit_and_watch(prepared: Submission, *, watch: bool, as_json: bool) -> None:
     from llamaduo.cli.connect import the_bus
-    from llamaduo.cli.submission import check_evaluators
+    from llamaduo.cli.spec_checks import check_evaluators
     from llamaduo.cli.watch_command import follow
 
     async with the_bus() as bus:
-        notes = [*prepared.notes, *check_evaluators(prepared.spec, await evaluators_on(bus), file)]
+        notes = [*prepared.notes, *check_evaluators(prepared.file, await evaluators_on(bus))]
         new = await submit(bus, prepared)
         _say(prepared, notes, new=new, as_json=as_json)
         if watch:
@@ -63,7 +67,7 @@ async def _submit_and_watch(prepared: Submission, file: str, *, watch: bool, as_
 async def evaluators_on(bus: Bus) -> list[EvaluatorOnBus]:
     """Evaluators that have a durable; one that holds work or waits for it is attended."""
     from llamaduo.bus import topology
-    from llamaduo.cli.submission import EvaluatorOnBus
+    from llamaduo.cli.spec_checks import EvaluatorOnBus
 
     infos = await topology.list_evaluators(bus.js)
     return [

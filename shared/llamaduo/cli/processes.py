@@ -39,6 +39,8 @@ class Child:
 
     program: Program
     process: asyncio.subprocess.Process | None = None
+    started: float = 0.0
+    """When its process was last started, in seconds since 1970."""
     restarts: int = 0
     quick_deaths: int = 0
     last_code: int | None = None
@@ -95,6 +97,7 @@ class Supervisor:
                 env=program.env,
                 start_new_session=True,
             )
+        child.started = time.time()
         self._changed()
 
     async def _keep(self, child: Child) -> None:

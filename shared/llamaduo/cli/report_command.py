@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,7 +86,7 @@ def status(
         note = read_note(state_dir())
         services = [await _service_row(child) for child in note.children] if note else []
         async with the_bus() as bus:
-            rows = [_row(view) for view in reversed((await all_views(bus)).values())]
+            rows = [migration_row(view) for view in reversed((await all_views(bus)).values())]
         if as_json:
             typer.echo(json.dumps({"services": services, "migrations": rows}, indent=2))
             return
@@ -97,28 +98,28 @@ def status(
         if not rows:
             typer.echo("no migrations yet")
         for row in rows:
-            typer.echo(f"{row['migration']}  {row['name']}  {row['stage']}  round {row['round']}  {row['marks']}")
+            typer.echo(line_of_migration(row))
 
     run(work())
 
 
 async def _service_row(child: ChildNote) -> dict[str, object]:
     from llamaduo.cli.state import state_dir
-    from llamaduo.cli.system import port_file, problems_of
+    from llamaduo.cli.system import port_file, state_of
 
-    state = "runs" if child.pid else "died, is being started again"
-    if child.pid and child.name not in ("nats-server", "emulator"):
-        try:
-            # From the service's own file: `up.json` was written before the service chose its port.
-            problems = await problems_of(int(port_file(state_dir(), child.name).read_text("ascii")))
-        except (OSError, ValueError):
-            problems = None
-        state = "does not answer" if problems is None else "; ".join(problems) or "ready"
+    try:
+        # From the service's own file: `up.json` was written before the service chose its port.
+        port = int(port_file(state_dir(), child.name).read_text("ascii"))
+    except (OSError, ValueError):
+        port = None
+    state = await state_of(child.name, child.pid, port, child.started)
     return {"name": child.name, "pid": child.pid, "restarts": child.restarts, "state": state}
 
 
-def _row(view: MigrationView) -> dict[str, object]:
+def migration_row(view: MigrationView) -> dict[str, object]:
+    """What `status` says of a migration."""
     from llamaduo.cli.watching import show_marks
+    from llamaduo.events import MigrationStopped
 
     decided = [decision for n in view.rounds if (decision := view.decision(n)) is not None]
     return {
@@ -128,5 +129,20 @@ def _row(view: MigrationView) -> dict[str, object]:
         "round": view.rounds[-1] if view.rounds else None,
         "requested_at": view.request.at.isoformat() if view.request else None,
         "marks": show_marks(decided[-1].marks) if decided else "",
+        "rule": view.ended.rule if isinstance(view.ended, MigrationStopped) else None,
         "dead_letters": len(view.failures),
     }
+
+
+def line_of_migration(row: Mapping[str, object]) -> str:
+    """A migration in one line: what there is to say, and nothing of what there is not."""
+    letters = row["dead_letters"]
+    parts = [
+        str(row["migration"]),
+        str(row["name"]),
+        f"{row['stage']} ({row['rule']})" if row["rule"] else str(row["stage"]),
+        f"round {row['round']}" if row["round"] is not None else "no round yet",
+        str(row["marks"]),
+        f"{letters} dead letter{'s' if letters != 1 else ''} (llamaduo dlq list)" if letters else "",
+    ]
+    return "  ".join(part for part in parts if part)

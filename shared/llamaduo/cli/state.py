@@ -29,6 +29,8 @@ class ChildNote:
     port: int | None
     restarts: int
     log: str
+    started: float = 0.0
+    """When its process was last started, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,18 @@ class UpNote:
 
 
 def state_dir() -> Path:
-    """The state folder of this command, absolute: `--state`, LLAMADUO_STATE_DIR, or `.llamaduo` here."""
-    return Path(os.environ.get(STATE_VARIABLE) or ".llamaduo").absolute()
+    """The state folder of this command, absolute: `--state`, LLAMADUO_STATE_DIR, or `.llamaduo` here.
+
+    UserInputError where a file stands in its place.
+    """
+    state = Path(os.environ.get(STATE_VARIABLE) or ".llamaduo").absolute()
+    if next(folder for folder in (state, *state.parents) if folder.exists()).is_dir():
+        return state
+    raise UserInputError(
+        "the state folder cannot be here: a file is in the way",
+        file=str(state),
+        hint="name a folder with --state or LLAMADUO_STATE_DIR",
+    )
 
 
 def write_note(state: Path, note: UpNote) -> None:

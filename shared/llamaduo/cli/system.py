@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ SERVICES: dict[str, tuple[str, ...]] = {
 CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge")
 """The only services that are given the environment's API keys."""
 VLLM_VARIABLE = "LLAMADUO_VLLM_PYTHON"
+NO_HEALTH = ("nats-server", "emulator")
+STARTING_S = 30.0
+"""A service this young that does not answer is still loading its libraries."""
 SERVER_TIMEOUT_S = 20.0
 EMULATOR_TIMEOUT_S = 30.0
 
@@ -59,7 +63,7 @@ class System:
     def child_notes(self) -> list[ChildNote]:
         """All children as `up.json` names them."""
         return [
-            ChildNote(name, child.pid, child.port, child.restarts, str(child.program.log))
+            ChildNote(name, child.pid, child.port, child.restarts, str(child.program.log), child.started)
             for name, child in self.supervisor.children.items()
         ]
 
@@ -69,8 +73,8 @@ class System:
 
 
 def is_key_name(name: str) -> bool:
-    """Whether an environment variable of this name holds a credential of a provider."""
-    return name.endswith(("_API_KEY", "_KEY", "_SECRET", "_TOKEN")) and name not in ("HF_TOKEN",)
+    """Whether an environment variable of this name holds a credential of a provider, or names the file of one."""
+    return name.removesuffix("_FILE").endswith(("_KEY", "_SECRET", "_TOKEN")) and name != "HF_TOKEN"
 
 
 def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
@@ -143,7 +147,7 @@ async def running(plan: Plan) -> AsyncIterator[System]:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         port = free_port(plan.nats_port)
         system = System(plan, f"nats://127.0.0.1:{port}", Supervisor())
-        keys = sorted(name for name in plan.environment if is_key_name(name))
+        keys = sorted(name for name, value in plan.environment.items() if value and is_key_name(name))
 
         def note() -> None:
             children, emulator = system.child_notes(), system.emulator_url
@@ -186,9 +190,9 @@ async def set_bus_up(system: System) -> None:
     """Create or update streams, durables and buckets."""
     from llamaduo.bus import topology
     from llamaduo.bus.connection import Bus
-    from llamaduo.settings import BusSettings
+    from llamaduo.settings import BusSettings, read_settings
 
-    bus = await Bus.connect(BusSettings(nats_url=system.nats_url), "operator")
+    bus = await Bus.connect(read_settings(BusSettings, nats_url=system.nats_url), "operator")
     try:
         profile = system.plan.environment.get("LLAMADUO_PROFILE", "default")
         await topology.bootstrap(bus.js, profile=profile)
@@ -203,6 +207,18 @@ async def _emulator_url(emulator: Child) -> str:
             raise LlamaDuoError(f"the emulator does not start:\n{tail(emulator.program.log)}")
         await asyncio.sleep(0.05)
     return f"http://127.0.0.1:{port}/v1"
+
+
+async def state_of(name: str, pid: int | None, port: int | None, started: float) -> str:
+    """What a child of `up` is doing, in a few words."""
+    if pid is None:
+        return "died, is being started again"
+    if name in NO_HEALTH:
+        return "runs"
+    problems = await problems_of(port)
+    if problems is None:
+        return "starting" if time.time() - started < STARTING_S else "does not answer"
+    return "; ".join(problems) or "ready"
 
 
 async def problems_of(port: int | None) -> list[str] | None:

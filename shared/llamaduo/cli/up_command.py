@@ -64,21 +64,17 @@ async def _serve(plan: Plan) -> None:
 
 async def report_states(system: System) -> None:
     """Says what becomes ready, dies or hangs; runs until it is cancelled."""
-    from llamaduo.cli.system import problems_of
+    from llamaduo.cli.system import NO_HEALTH, state_of
 
     told: dict[str, str] = {}
     while True:
         for name, child in list(system.supervisor.children.items()):
-            if name in ("nats-server", "emulator"):
-                state = "ready" if child.pid else f"died with code {child.last_code}, starting it again"
-            elif child.pid is None:
+            if child.pid is None:
                 state = f"died with code {child.last_code}, starting it again (see {child.program.log})"
+            elif name in NO_HEALTH:
+                state = "ready"
             else:
-                problems = await problems_of(child.port)
-                if problems is None:
-                    state = "starting" if told.get(name, "starting") == "starting" else "does not answer"
-                else:
-                    state = "; ".join(problems) or "ready"
+                state = await state_of(name, child.pid, child.port, child.started)
             if told.get(name) != state:
                 told[name] = state
                 typer.echo(f"{name}: {state}")

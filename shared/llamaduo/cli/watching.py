@@ -151,7 +151,7 @@ def picture(report: Report, progress: Mapping[str, Progress]) -> RenderableType:
             f"round {part.number}",
             str(part.rows or ""),
             str(part.steps or ""),
-            part.verdict or "…",
+            part.verdict or ("…" if report.status == "running" else "not decided"),
             show_marks(part.marks, thresholds, "\n") if part.marks else "",
         )
     if report.holdout:
@@ -173,7 +173,8 @@ def picture(report: Report, progress: Mapping[str, Progress]) -> RenderableType:
 
 def summary(report: Report) -> str:
     """The report as plain text for a terminal."""
-    lines = [f"{report.name or report.migration} ({report.migration}): {report.status}, {report.stage}"]
+    stage = "" if report.stage == report.status else f", {report.stage}"
+    lines = [f"{report.name or report.migration} ({report.migration}): {report.status}{stage}"]
     if report.ended_because or report.stopped_rule:
         rule = f"rule {report.stopped_rule}: " if report.stopped_rule else ""
         lines.append(f"  {rule}{report.ended_because}")
@@ -181,7 +182,7 @@ def summary(report: Report) -> str:
     lines.append("marks on the test split, mean (interval, prompts):")
     lines.append(f"  base model   {show_marks(report.base_model.marks)}")
     for part in report.rounds:
-        verdict = part.verdict or "under way"
+        verdict = part.verdict or ("under way" if report.status == "running" else "not decided")
         lines.append(f"  round {part.number}      {verdict}: {show_marks(part.marks, thresholds)}")
         lines.append(f"               {part.rows} training rows (+{part.added}), {part.steps or 0} steps")
     lines.append(f"  service LLM  {show_marks(report.service_llm.marks)}")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from llamaduo.migrations.strict import Strict
 
 
-class Recipe(BaseModel):
+class Recipe(Strict):
     """Settings of one LoRA or QLoRA fine-tuning; the same for every round of a migration.
 
     The step count is fixed, not the number of epochs: were it to grow with the data, a better score could be
     due to longer training and not to the new rows. Choose it so large that the validation loss is flat at its
     end. Any key that is not listed here is an error.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(100, ge=1, le=100_000, description="Optimizer steps, the same in every round.")
     batch_size: int = Field(8, ge=1, le=1024, description="Rows in one forward pass.")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from llamaduo.errors import UserInputError
+from llamaduo.events import Split
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.migrations.strict import Strict, wrong_at
+from llamaduo.names import nearest
 
-
-class Strict(BaseModel):
-    """A part of the spec: unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
+MODEL_PATTERN = r"^[a-z0-9_-]+:.+$"
+VARIABLE_PATTERN = r"^[A-Z][A-Z0-9_]*$"
+LARGEST_SEED = 2**32 - 1
+"""The largest that numpy takes."""
+FEWEST: dict[Split, int] = {"train": 4, "validation": 2, "test": 8, "holdout": 0}
+"""Rows without which a split is of no use."""
 
 
 def _model_shorthand(value: Any) -> Any:
@@ -26,11 +28,11 @@ def _model_shorthand(value: Any) -> Any:
 class ServiceLLM(Strict):
     """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; any compatible server by `base_url`."""
 
-    model: str = Field(pattern=r"^[a-z0-9_-]+:.+$", description="provider:model, e.g. openai:gpt-4o")
+    model: str = Field(pattern=MODEL_PATTERN, description="provider:model, e.g. openai:gpt-4o")
     base_url: str | None = Field(None, description="an OpenAI-compatible server, e.g. http://host:8000/v1")
     api_key_env: str = Field(
         "OPENAI_API_KEY",
-        pattern=r"^[A-Z][A-Z0-9_]*$",
+        pattern=VARIABLE_PATTERN,
         description="name of the environment variable that holds the key; the key itself is never in a spec",
     )
     requests_per_minute: int = Field(600, ge=1, description="held across all replicas of all services")
@@ -45,7 +47,7 @@ Provider = Annotated[ServiceLLM, BeforeValidator(_model_shorthand)]
 class EvaluatorChoice(Strict):
     """An evaluator this migration asks: required ones decide, advisory ones are only reported."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
+    name: str = Field(pattern=NAME_PATTERN)
     role: Literal["required", "advisory"] = "required"
 
 
@@ -62,7 +64,7 @@ class Parity(Strict):
 class Gate(Strict):
     """When a round passes: every absolute threshold is met and, if asked, parity holds."""
 
-    absolute: dict[str, float] = Field(
+    absolute: dict[str, Annotated[float, Field(strict=True)]] = Field(
         default_factory=dict,
         description="`evaluator.metric`: smallest mean that passes, on the metric's own scale",
     )
@@ -75,7 +77,7 @@ class Gate(Strict):
             raise ValueError("a gate needs `absolute` thresholds or `parity`")
         for key in self.absolute:
             if key.count(".") != 1:
-                raise ValueError(f"{key!r} is not `evaluator.metric`, e.g. exact-match.exact")
+                raise wrong_at(("absolute", key), "is not `evaluator.metric`", "e.g. exact-match.exact")
         return self
 
 
@@ -86,6 +88,21 @@ class Splits(Strict):
     validation: int = Field(0, ge=0, description="checkpoint choice; 0: a tenth of the dataset")
     test: int = Field(0, ge=0, description="the gate; 0: half of the dataset, at most 200")
     holdout: int = Field(0, ge=0, description="looked at once, after a pass; 0: a tenth of the dataset")
+
+    @property
+    def asked(self) -> dict[Split, int]:
+        """Rows asked for by split; 0 where the default is wanted."""
+        return {"train": self.train, "validation": self.validation, "test": self.test, "holdout": self.holdout}
+
+    @property
+    def needed(self) -> dict[Split, int]:
+        """Rows by split without which this cannot be done: what is asked for, else the fewest."""
+        return {split: number or FEWEST[split] for split, number in self.asked.items()}
+
+    @property
+    def too_small(self) -> dict[Split, int]:
+        """Splits that ask for fewer rows than they must have."""
+        return {split: number for split, number in self.asked.items() if 0 < number < FEWEST[split]}
 
 
 class Synthesis(Strict):
@@ -137,7 +154,7 @@ class Costs(Strict):
 class MigrationSpec(Strict):
     """One migration: a task, its data, the model it moves to and the gate it must pass."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$", description="also the alias the result is served as")
+    name: str = Field(pattern=NAME_PATTERN, description="also the alias the result is served as")
     task: str = Field("", max_length=4_000, description="one paragraph on what the task is, for the teacher")
     coverage: str = Field(description="JSONL file of the team's own prompts and answers")
     base_model: str = Field(description="Hub id, folder or .gguf file")
@@ -156,20 +173,41 @@ class MigrationSpec(Strict):
     budgets: Budgets = Budgets()
     costs: Costs = Costs()
     promotion: Literal["auto", "manual"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
     def _gate_is_marked(self) -> MigrationSpec:
         names = [evaluator.name for evaluator in self.evaluators]
-        if len(set(names)) != len(names):
-            raise ValueError("an evaluator is named twice")
-        required = {e.name for e in self.evaluators if e.role == "required"}
-        if not required:
-            raise ValueError("at least one evaluator must be required")
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise wrong_at(("evaluators", place), f"{name} is named twice")
+        if not self.required:
+            raise wrong_at(("evaluators",), "at least one evaluator must be required")
         for key in self.gate.absolute:
-            if key.split(".")[0] not in required:
-                raise ValueError(f"gate {key!r}: {key.split('.')[0]!r} is not a required evaluator")
+            name, _, metric = key.partition(".")
+            if name in self.required:
+                continue
+            if name in names:
+                raise wrong_at(
+                    ("gate", "absolute", key),
+                    f"{name} is not a required evaluator, and only those decide",
+                    "take `role: advisory` away from it",
+                )
+            near = nearest(name, self.required)
+            meant = f"did you mean {near + '.' + metric!r}? Or " if near else ""
+            raise wrong_at(
+                ("gate", "absolute", key),
+                f"{name} is not a required evaluator",
+                f"{meant}list it under `evaluators`, where there is {', '.join(names)}",
+            )
         return self
+
+    @property
+    def llms(self) -> Iterator[tuple[str, ServiceLLM]]:
+        """(key, service LLM) of those that the spec names."""
+        for role, llm in (("service_llm", self.service_llm), ("teacher", self.teacher), ("judge", self.judge)):
+            if llm is not None:
+                yield role, llm
 
     @property
     def teacher_llm(self) -> ServiceLLM:
@@ -185,103 +223,3 @@ class MigrationSpec(Strict):
     def required(self) -> list[str]:
         """Names of the evaluators that decide."""
         return [e.name for e in self.evaluators if e.role == "required"]
-
-
-def _known_keys(model: Any) -> list[str]:
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return list(model.model_fields)
-    for argument in get_args(model):
-        keys = _known_keys(argument)
-        if keys:
-            return keys
-    return []
-
-
-def _nearest(path: list[str | int]) -> str | None:
-    """The known key nearest to the unknown one at the end of `path`."""
-    model: Any = MigrationSpec
-    for part in path[:-1]:
-        if isinstance(part, int):
-            continue
-        while not (isinstance(model, type) and issubclass(model, BaseModel)):
-            model = next((a for a in get_args(model) if _known_keys(a)), None)
-            if model is None:
-                return None
-        if part not in model.model_fields:
-            return None
-        model = model.model_fields[part].annotation
-    keys = _known_keys(model)
-    close = difflib.get_close_matches(str(path[-1]), keys, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(keys))}"
-
-
-def _line_of(node: yaml.Node | None, path: list[str | int]) -> int | None:
-    """1-based line of the key or item at `path` in a composed YAML tree, or of its nearest parent."""
-    line = node.start_mark.line + 1 if node is not None else None
-    for part in path:
-        child: yaml.Node | None = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    child, line = value, key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            child = node.value[part]
-            line = child.start_mark.line + 1
-        if child is None:
-            break
-        node = child
-    return line
-
-
-def spec_from_text(text: str, file: str) -> MigrationSpec:
-    """Read a spec; every mistake in it is one UserInputError naming file, line, key and the likely key."""
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserInputError(
-            f"not YAML: {getattr(error, 'problem', error)}", file=file, line=mark.line + 1 if mark else None
-        ) from error
-    if not isinstance(raw, dict):
-        raise UserInputError("a spec is a mapping of keys", file=file, line=1, hint="see docs/spec.md")
-    try:
-        return MigrationSpec.model_validate(raw)
-    except ValidationError as error:
-        # A mistyped required key is two errors: the unknown key says more than the missing one.
-        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        path = [part for part in first["loc"] if not str(part).startswith("function-")]
-        message, hint = first["msg"].removeprefix("Value error, "), None
-        if first["type"] == "extra_forbidden":
-            message, hint = "unknown key", _nearest(path)
-        elif first["type"] == "missing":
-            message = "this key is missing"
-        raise UserInputError(
-            message,
-            file=file,
-            line=_line_of(tree, path),
-            field=".".join(str(part) for part in path) or None,
-            hint=hint,
-        ) from error
-
-
-def read_spec(path: Path) -> MigrationSpec:
-    """Read `migration.yaml`; paths in it are relative to its folder and come back absolute."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserInputError(f"cannot read the spec: {error}", file=str(path)) from error
-    spec = spec_from_text(text, str(path))
-    folder = path.resolve().parent
-    changes: dict[str, Any] = {"coverage": str((folder / spec.coverage).resolve())}
-    local = (folder / Path(spec.base_model).expanduser()).resolve()
-    if local.exists():
-        changes["base_model"] = str(local)
-    elif spec.base_model.endswith(".gguf") or spec.base_model.startswith((".", "/", "~")):
-        raise UserInputError(
-            "no such model file or folder",
-            file=str(path),
-            line=_line_of(yaml.compose(text, Loader=yaml.SafeLoader), ["base_model"]),
-            field="base_model",
-        )
-    return spec.model_copy(update=changes)

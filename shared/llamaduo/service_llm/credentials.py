@@ -11,6 +11,55 @@ from llamaduo.service_llm.sending import ServiceLLMMisconfigured
 NO_KEY = "none"
 """Sent to a server of one's own when no key is set: such servers mostly need none."""
 
+DEFAULT_VARIABLE = "OPENAI_API_KEY"
+PROVIDER_KEYS: dict[str, tuple[str, ...]] = {
+    "alibaba": ("ALIBABA_API_KEY", "DASHSCOPE_API_KEY"),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "azure": ("AZURE_OPENAI_API_KEY",),
+    "bedrock": (),
+    "cerebras": ("CEREBRAS_API_KEY",),
+    "cohere": ("CO_API_KEY",),
+    "crusoe": ("CRUSOE_API_KEY",),
+    "deepseek": ("DEEPSEEK_API_KEY",),
+    "fireworks": ("FIREWORKS_API_KEY",),
+    "github": ("GITHUB_API_KEY",),
+    "google": ("GOOGLE_API_KEY", "GEMINI_API_KEY"),
+    "google-cloud": (),
+    "groq": ("GROQ_API_KEY",),
+    "heroku": ("HEROKU_INFERENCE_KEY",),
+    "huggingface": (),
+    "litellm": (),
+    "meta": ("META_API_KEY",),
+    "mistral": ("MISTRAL_API_KEY",),
+    "moonshotai": ("MOONSHOTAI_API_KEY",),
+    "nebius": ("NEBIUS_API_KEY",),
+    "ollama": (),
+    "openai": (DEFAULT_VARIABLE,),
+    "openai-chat": (DEFAULT_VARIABLE,),
+    "openai-responses": (DEFAULT_VARIABLE,),
+    "openrouter": ("OPENROUTER_API_KEY",),
+    "ovhcloud": ("OVHCLOUD_API_KEY",),
+    "sambanova": ("SAMBANOVA_API_KEY",),
+    "snowflake": (),
+    "together": ("TOGETHER_API_KEY",),
+    "vercel": (),
+    "vllm": (),
+    "xai": ("XAI_API_KEY",),
+    "zai": ("ZAI_API_KEY",),
+}
+"""Providers of pydantic-ai that chat, and where it looks for their key; empty where that is not one variable."""
+
+
+def key_variables(llm: ServiceLLM) -> tuple[str, ...]:
+    """Variables of which one must hold the key: the spec's own, or the provider's where the spec names none.
+
+    Empty where the provider takes its credentials from elsewhere.
+    """
+    provider = llm.model.partition(":")[0]
+    if llm.base_url is not None or llm.api_key_env != DEFAULT_VARIABLE:
+        return (llm.api_key_env,)
+    return PROVIDER_KEYS.get(provider, ())
+
 
 def api_key(llm: ServiceLLM, environment: Mapping[str, str]) -> str:
     """The key in the variable that the spec names, or in the file that `<NAME>_FILE` names.

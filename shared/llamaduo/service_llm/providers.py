@@ -6,13 +6,14 @@ it. No SDK retries: limits, retries and the ledger are the client's.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call, FinishReason
-from llamaduo.service_llm.credentials import NO_KEY, api_key
+from llamaduo.service_llm.credentials import DEFAULT_VARIABLE, NO_KEY, api_key
 from llamaduo.service_llm.sending import Reply, SendFailed, ServiceLLMMisconfigured
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 _CHAT_PROVIDERS = ("openai", "openai-chat")
-_DEFAULT_KEY = "OPENAI_API_KEY"
 _LONGEST_MESSAGE = 300
 
 
@@ -80,6 +80,36 @@ class ProviderSender:
         return "" if key == NO_KEY else key
 
 
+def is_installed() -> bool:
+    """Whether this machine can call providers at all: the command line's container, for one, cannot."""
+    return importlib.util.find_spec("pydantic_ai") is not None
+
+
+def check_package(llm: ServiceLLM) -> None:
+    """ServiceLLMMisconfigured where the provider is unknown or its package is missing here; asks for no key."""
+    provider = llm.model.partition(":")[0]
+    if provider in _CHAT_PROVIDERS or llm.base_url is not None:
+        if importlib.util.find_spec("openai") is None:
+            raise _package_missing("openai")
+        return
+    from pydantic_ai.providers import infer_provider_class
+
+    try:
+        infer_provider_class(provider)
+    except ImportError as error:
+        raise _package_missing(provider) from error
+    except ValueError as error:
+        raise ServiceLLMMisconfigured(f"there is no provider {provider!r}", field="service_llm.model") from error
+
+
+def _package_missing(provider: str) -> ServiceLLMMisconfigured:
+    return ServiceLLMMisconfigured(
+        f"the provider {provider!r} needs a package that is not installed",
+        field="service_llm.model",
+        hint=f"pip install 'pydantic-ai-slim[{provider}]'",
+    )
+
+
 def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     from pydantic_ai.exceptions import UserError
 
@@ -89,11 +119,7 @@ def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
             return _openai_chat(llm, name, api_key(llm, environment))
         return _inferred(llm, environment)
     except ImportError as error:
-        raise ServiceLLMMisconfigured(
-            f"the provider {provider!r} needs a package that is not installed",
-            field="service_llm.model",
-            hint=f"pip install 'pydantic-ai-slim[{provider}]'; {error}",
-        ) from error
+        raise _package_missing(provider) from error
     except UserError as error:
         raise ServiceLLMMisconfigured(str(error), field="service_llm.model") from error
 
@@ -118,7 +144,7 @@ def _inferred(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     from pydantic_ai.models import infer_model
     from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
-    if llm.api_key_env == _DEFAULT_KEY:
+    if llm.api_key_env == DEFAULT_VARIABLE:
         return infer_model(llm.model, infer_provider)
     key = api_key(llm, environment)
 

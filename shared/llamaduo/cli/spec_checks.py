@@ -1,0 +1,217 @@
+"""What a spec can say and yet cannot work. Each check is about one key, and says so before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from llamaduo.base_models import check_folder
+from llamaduo.built_in_evaluators import METRICS
+from llamaduo.errors import UserInputError
+from llamaduo.migrations.spec import FEWEST, ServiceLLM
+from llamaduo.migrations.spec_file import SpecFile
+from llamaduo.names import did_you_mean
+from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_variables
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class EvaluatorOnBus:
+    """An evaluator that has a durable, and whether a process is asking it for work now."""
+
+    name: str
+    attended: bool
+
+
+def check_gate(found: SpecFile) -> None:
+    """UserInputError for a metric that a built-in evaluator does not give, or a threshold off its scale."""
+    for key, threshold in found.spec.gate.absolute.items():
+        evaluator, _, metric = key.partition(".")
+        metrics = METRICS.get(evaluator)
+        if metrics is None:
+            continue
+        path = ("gate", "absolute", key)
+        scale = metrics.get(metric)
+        if scale is None:
+            near = did_you_mean(key, [f"{evaluator}.{name}" for name in metrics])
+            raise found.mistake(
+                path, f"{evaluator} gives no metric {metric!r}", near or f"it gives {', '.join(sorted(metrics))}"
+            )
+        if not scale.low <= threshold <= scale.high:
+            part = threshold / 100
+            hint = f"did you mean {part:g}?" if scale.high == 1 and scale.low <= part <= 1 else None
+            raise found.mistake(path, f"{threshold:g} is off the scale {scale.low:g} to {scale.high:g}", hint)
+        if scale.high == 100 and 0 < threshold <= 1:
+            # On this scale it is a hundredth of what was meant, and everything would pass.
+            raise found.mistake(
+                path,
+                f"{threshold:g} on the scale {scale.low:g} to {scale.high:g} would pass nearly anything",
+                f"did you mean {threshold * 100:g}?",
+            )
+
+
+def check_splits(found: SpecFile, rows: int) -> None:
+    """UserInputError if so many rows cannot be split as asked."""
+    splits = found.spec.splits
+    for split, number in splits.too_small.items():
+        raise found.mistake(
+            ("splits", split), f"{number} rows asked for, at least {FEWEST[split]} are needed", "0 is the default"
+        )
+    needed = splits.needed
+    if rows >= sum(needed.values()):
+        return
+    if not any(splits.asked.values()):
+        raise found.mistake(
+            ("coverage",),
+            f"{rows} different rows are too few to train, test and hold out: {sum(needed.values())} at least",
+        )
+    parts = " + ".join(f"{split} {number}" for split, number in needed.items() if number)
+    raise found.mistake(
+        ("splits",),
+        f"asks for {sum(needed.values())} rows ({parts}), the dataset has {rows} different ones",
+        "add rows or ask for smaller splits",
+    )
+
+
+def check_providers(found: SpecFile) -> None:
+    """UserInputError for a provider that nobody knows, one whose package is missing, or an address that is none."""
+    for role, llm in found.spec.llms:
+        provider = llm.model.partition(":")[0]
+        if llm.base_url is not None:
+            parts = urlsplit(llm.base_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                near = "did you mean http://… before it?" if "://" not in llm.base_url else None
+                raise found.mistake((role, "base_url"), "must begin with http:// or https://", near)
+        elif provider not in PROVIDER_KEYS:
+            near = did_you_mean(provider, PROVIDER_KEYS)
+            raise found.mistake(
+                (role, "model"), f"there is no provider {provider!r}", near or "an own server: give its base_url"
+            )
+        try:
+            _check_package(llm)
+        except UserInputError as error:
+            raise found.mistake((role, "model"), error.message, error.hint) from error
+
+
+def _check_package(llm: ServiceLLM) -> None:
+    from llamaduo.service_llm.providers import check_package, is_installed
+
+    if is_installed():
+        check_package(llm)
+
+
+def _check_credentials(found: SpecFile, role: str, llm: ServiceLLM, environment: Mapping[str, str]) -> None:
+    """UserInputError where the key that is here cannot be read, or is not all that the provider wants."""
+    from llamaduo.service_llm.providers import ProviderSender, is_installed
+
+    if llm.api_key_env in key_variables(llm):
+        api_key(llm, environment)
+    if not is_installed() or llm.model.startswith("openai"):  # of OpenAI the key is all
+        return
+    try:
+        ProviderSender(environment).check(llm)
+    except UserInputError as error:
+        raise found.mistake((role, "model"), error.message, error.hint) from error
+
+
+def check_keys(
+    found: SpecFile, environment: Mapping[str, str], of_services: list[str] | None, *, needed: bool
+) -> list[str]:
+    """Notes on keys of providers. UserInputError if one that is needed is surely not there.
+
+    `of_services`: names of the key variables that running services have, where that is known.
+    """
+    notes: list[str] = []
+    for role, llm in found.spec.llms:
+        variables = key_variables(llm)
+        accepted = [*variables, f"{llm.api_key_env}_FILE"] if llm.api_key_env in variables else list(variables)
+        # Nobody can tell for a provider that takes its credentials from elsewhere.
+        if not accepted or (of_services is not None and set(accepted) & set(of_services)):
+            continue
+        here = [name for name in accepted if environment.get(name)]
+        if llm.base_url is not None:
+            if not here:
+                notes.append(f"{role}: {llm.api_key_env} is not set; {llm.base_url} will be called without a key")
+            continue
+        named = " or ".join(variables)
+        if not here:
+            message = f"the environment variable {named} is not set"
+            hint = f"export {variables[0]}=… before `llamaduo up` and this command"
+        elif of_services is not None:
+            message = f"`llamaduo up` was started without {named}"
+            hint = "stop it and start it again from a shell in which that variable is set"
+        else:
+            _check_credentials(found, role, llm, environment)
+            continue
+        if needed:
+            raise found.mistake((role, "api_key_env"), message, hint)
+        notes.append(f"{role}: {message} ({hint})")
+    return list(dict.fromkeys(notes))
+
+
+def check_base_model(found: SpecFile) -> list[str]:
+    """UserInputError if the base model cannot be one; a note if it will have to be fetched."""
+    written = found.spec.base_model
+    base = Path(written)
+    if base.is_dir():
+        try:
+            check_folder(base)
+        except UserInputError as error:
+            raise found.mistake(("base_model",), f"{base}: {error.message}", error.hint) from error
+        return []
+    if base.is_file():
+        if base.suffix != ".gguf":
+            raise found.mistake(("base_model",), f"{base} is a file, but not a .gguf")
+        return []
+    if not HUB_ID.fullmatch(written):
+        raise found.mistake(
+            ("base_model",),
+            f"{written!r} is no folder, no .gguf file and no Hub id",
+            "a Hub id has an owner, e.g. HuggingFaceTB/SmolLM2-135M-Instruct",
+        )
+    return [] if _is_cached(written) else [f"{written} is not on this machine: it will be fetched"]
+
+
+def _is_cached(hub_id: str) -> bool:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    repo, _, revision = hub_id.partition("@")
+    return isinstance(try_to_load_from_cache(repo, "config.json", revision=revision or None), str)
+
+
+def doubtful_evaluators(found: SpecFile) -> list[str]:
+    """Notes on evaluators that may be built-in ones misspelt: without a bus nobody can tell."""
+    return [
+        f"evaluators: {choice.name} is none of the built-in ones ({near})"
+        for choice in found.spec.evaluators
+        if choice.name not in METRICS and (near := did_you_mean(choice.name, METRICS))
+    ]
+
+
+def check_evaluators(found: SpecFile, on_bus: list[EvaluatorOnBus]) -> list[str]:
+    """Notes on evaluators that nobody runs now. UserInputError if a required one is unknown to the bus."""
+    known = {evaluator.name: evaluator.attended for evaluator in on_bus}
+    notes: list[str] = []
+    for place, choice in enumerate(found.spec.evaluators):
+        if known.get(choice.name):
+            continue
+        if choice.name in known:
+            notes.append(f"evaluator {choice.name} ({choice.role}): no process is running it now")
+        elif choice.role == "required":
+            # First what was meant: the command would make a misspelling last.
+            near = did_you_mean(choice.name, known)
+            add = f"llamaduo evaluator add {choice.name}"
+            raise found.mistake(
+                ("evaluators", place, "name"),
+                f"nobody would mark for {choice.name!r}: the bus has no consumer for it",
+                f"{near} A new one: {add}" if near else f"{add}; known: {', '.join(sorted(known)) or 'none'}",
+            )
+        else:
+            notes.append(f"evaluator {choice.name} (advisory) is unknown to the bus and will mark nothing")
+    return notes
