@@ -54,6 +54,12 @@ def test_an_extra_holds_what_its_service_uses(service: str) -> None:
         assert uses(requirement, imported), f"{requirement}: nothing imports it"
 
 
+def test_the_extra_of_the_command_line_holds_what_it_uses() -> None:
+    imported = imported_in(ROOT / "shared")
+    unused = [one for one in PROJECT["optional-dependencies"]["data"] if not uses(one, imported)]
+    assert unused == []
+
+
 def test_each_dependency_has_its_reason() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text()
     first_cells = re.findall(r"^\| ([^|]+) \|", text, flags=re.MULTILINE)

@@ -129,7 +129,12 @@ SPECS: list[tuple[str, str, str]] = [
     ("tickets.jsonl", "model", "2: coverage: model: is a folder, not a file"),
     ("tickets.jsonl", '""', "2: coverage: names no file"),
     ("tickets.jsonl", "https://host/tickets.jsonl",
-     "2: coverage: must be a file on this machine, not an address (fetch it first)"),
+     "2: coverage: must be a file on this machine, or hf://owner/name (fetch it first)"),
+    ("tickets.jsonl", "hf://tickets",
+     "2: coverage: 'hf://tickets' is no dataset (hf://owner/name[@revision][:config][/split])"),
+    ("tickets.jsonl", "tickets.jsonl\ncolumns: {promt: question}",
+     "3: columns.promt: must be 'messages', 'prompt', 'response', 'completion', 'system', 'tools' or "
+     "'response_format', not 'promt' (did you mean 'prompt'?)"),
 ]  # fmt: skip
 
 
@@ -183,9 +188,9 @@ ROWS: list[tuple[object, str]] = [
     ({"messages": [user()]}, "messages: needs at least a user message and the assistant's answer"),
     ({"messages": [user(), "hi"]}, "messages[1]: must be an object with `role` and `content`, not 'hi'"),
     ({"messages": [{"role": "human", "content": "x"}, bot()]},
-     "messages[0].role: must be system, user or assistant, not 'human' (did you mean 'user'?)"),
+     "messages[0].role: must be system, user, assistant or tool, not 'human' (did you mean 'user'?)"),
     ({"messages": [user(), {"role": "assistent", "content": "x"}]},
-     "messages[1].role: must be system, user or assistant, not 'assistent' (did you mean 'assistant'?)"),
+     "messages[1].role: must be system, user, assistant or tool, not 'assistent' (did you mean 'assistant'?)"),
     ({"messages": [{"role": "user", "contents": "x"}, bot()]},
      "messages[0].contents: unknown key (did you mean 'content'?)"),
     ({"messages": [{"role": "user"}, bot()]}, "messages[0].content: is missing"),
@@ -212,17 +217,26 @@ def test_a_broken_row_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert said(["data", "inspect", str(file)], capsys) == f"{file}:3: {why}"
 
 
+KINDS = "UTF-8 text is read (JSON lines, JSON, CSV), and Parquet"
 FILES: list[tuple[bytes, str]] = [
-    (json.dumps([json.loads(row) for row in GOOD_ROWS]).encode(),
-     ":1: is one JSON array, not JSON lines (jq -c '.[]' FILE > rows.jsonl)"),
-    (b"\n[\n  {\"prompt\": \"p\"}]", ":2: is one JSON array, not JSON lines (jq -c '.[]' FILE > rows.jsonl)"),
+    (b"\n[\n  {\"prompt\": \"p\"}]", f":3: {SHAPE}; it has `prompt`"),
+    (b'[{"prompt": "p", "response": "r"},\n\n {"prompt": ]', ":3: not JSON: Expecting value at column 13"),
+    (b'[{"prompt": "p", "response": "r"}\n {"prompt": 1}]', ":2: not JSON: a comma or ] is missing"),
+    (b'[{"prompt": "p", "response": "r"},\n {"prompt": "a", "prompt": "b"}]',
+     ":2: prompt: this key stands twice in one object"),
+    (b"[" * 100_000, ":1: not JSON that can be read: nested too deeply"),
     (b'{\n "prompt": "p"\n}', ":1: has objects that span several lines, not one a line (jq -c . FILE > rows.jsonl)"),
-    (b"prompt,response\na,b\n",
-     ":1: looks like CSV, not JSON lines (one JSON object a line: docs/spec.md#the-coverage-dataset)"),
-    ("\n".join(GOOD_ROWS).encode("utf-16"), ": is UTF-16 text (JSON lines in UTF-8 are read)"),
-    ("\n".join(GOOD_ROWS).encode("utf-16-le"), ": is UTF-16 text (JSON lines in UTF-8 are read)"),
-    (gzip.compress(b"{}"), ": is compressed (gzip) (JSON lines in UTF-8 are read)"),
-    (b"PAR1....", ": is a Parquet file (JSON lines in UTF-8 are read)"),
+    (b"prompt,response\na,b\nc\n", ":3: has 1 cells, the header 2 (text with a comma stands in quotes)"),
+    (b"prompt,response\na,b\n,d\n", ":3: prompt: is empty"),
+    (b'prompt,response\n"a\nb",c\nd,"e" f\n',
+     ":4: is no CSV: ',' expected after '\"' (a quote within quotes is written twice)"),
+    (b"prompt,response\na,b\n\xe9,d\n",
+     ":3: prompt: is not UTF-8 text (byte 0xe9) (iconv -f LATIN1 -t UTF-8, if it is Latin-1)"),
+    (b"prompt,prompt,response\na,b,c\n", ":1: two columns are called 'prompt'"),
+    (b"not json, at all", ":1: not JSON: Expecting value at column 1"),
+    ("\n".join(GOOD_ROWS).encode("utf-16"), f": is UTF-16 text ({KINDS})"),
+    ("\n".join(GOOD_ROWS).encode("utf-16-le"), f": is UTF-16 text ({KINDS})"),
+    (gzip.compress(b"{}"), f": is compressed (gzip) ({KINDS})"),
     ("\n".join([GOOD_ROWS[0], '{"prompt": "é", "response": "r"}']).encode("latin-1"),
      ":2: is not UTF-8 text (byte 0xe9) (iconv -f LATIN1 -t UTF-8, if it is Latin-1)"),
     (b"", ": holds no rows"),

@@ -25,6 +25,9 @@ def migrate(
     service_llm_url: Annotated[str | None, typer.Option(help="Another address of the service LLM.")] = None,
     service_llm: Annotated[str | None, typer.Option(help="Another service LLM, provider:model.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds its key.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without the dataset's bad lines; each is listed.")
+    ] = False,
     submission: Annotated[int, typer.Option(min=1, help="Raise it to run the very same migration once more.")] = 1,
 ) -> None:
     """Submit a migration; its id is printed. The same spec and data again are the same migration.
@@ -32,6 +35,7 @@ def migrate(
     Everything in the spec and the dataset is checked before anything starts.
     """
     from llamaduo.cli.connect import run
+    from llamaduo.cli.data_commands import tell_skipped
     from llamaduo.cli.state import read_note, state_dir
     from llamaduo.cli.submission import Overrides, prepare
 
@@ -43,7 +47,9 @@ def migrate(
         environment=os.environ,
         key_names_of_services=note.key_names if note else None,
         keys_needed=not check,
+        skip_bad=skip_bad,
     )
+    tell_skipped(prepared.skipped, len(prepared.rows))
     if check:
         _say(prepared, prepared.notes, new=None, as_json=as_json)
         return
@@ -105,6 +111,7 @@ def _say(prepared: Submission, notes: list[str], *, new: bool | None, as_json: b
             "migration": prepared.migration,
             "name": prepared.spec.name,
             "rows": len(prepared.rows),
+            "skipped": len(prepared.skipped),
             "submission": prepared.number,
             "new": new,
             "notes": notes,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from llamaduo.base_models import check_folder
 from llamaduo.built_in_evaluators import METRICS
+from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
@@ -75,6 +76,17 @@ def check_splits(found: SpecFile, rows: int) -> None:
         f"asks for {sum(needed.values())} rows ({parts}), the dataset has {rows} different ones",
         "add rows or ask for smaller splits",
     )
+
+
+def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
+    """UserInputError if rows offer or call tools: they are read, and nothing can teach them yet."""
+    with_tools = sum(row.needs_tools for row in rows)
+    if with_tools:
+        raise found.mistake(
+            ("coverage",),
+            f"{with_tools} of {len(rows)} rows offer or call tools, which cannot be learnt yet",
+            "take those rows out, or what they have of `tools`",
+        )
 
 
 def check_providers(found: SpecFile) -> None:

@@ -15,9 +15,10 @@ from llamaduo.cli.spec_checks import (
     check_keys,
     check_providers,
     check_splits,
+    check_tools,
     doubtful_evaluators,
 )
-from llamaduo.coverage_files import read_coverage
+from llamaduo.coverage_files import BadLine, sound
 from llamaduo.datasets import Row, dataset_digest
 from llamaduo.errors import UserInputError
 from llamaduo.identity import content_digest, identity
@@ -43,13 +44,17 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Submission:
-    """A checked migration: its id, spec file with the frozen spec, rows, and what the submitter should know."""
+    """A checked migration: its id, spec file with the frozen spec, rows, and what the submitter should know.
+
+    `skipped` are the bad lines of its dataset, left out by wish.
+    """
 
     migration: str
     file: SpecFile
     rows: list[Row]
     number: int
     notes: list[str] = field(default_factory=list)
+    skipped: list[BadLine] = field(default_factory=list)
 
     @property
     def spec(self) -> MigrationSpec:
@@ -61,8 +66,8 @@ OPTIONS = {"model": "--service-llm", "base_url": "--service-llm-url", "api_key_e
 
 
 def migration_id(spec: MigrationSpec, rows: list[Row], number: int) -> str:
-    """The id of submission `number`: from the spec without the path of its dataset, and the rows themselves."""
-    frozen = spec.model_dump(mode="json", exclude={"coverage"})
+    """The id of submission `number`: from the spec without the way to its dataset, and the rows themselves."""
+    frozen = spec.model_dump(mode="json", exclude={"coverage", "columns"})
     return "m-" + identity("migration", content_digest(frozen), dataset_digest(rows), number)[:16]
 
 
@@ -88,18 +93,22 @@ def prepare(
     environment: Mapping[str, str],
     key_names_of_services: list[str] | None = None,
     keys_needed: bool = True,
+    skip_bad: bool = False,
 ) -> Submission:
     """Read and check a spec and its dataset. UserInputError for the first thing that would not work.
 
     `key_names_of_services`: the key variables that running services have, where that is known. Keys come last, so
-    that a missing one hides nothing; where they are not needed yet it is only a note.
+    that a missing one hides nothing; where they are not needed yet it is only a note. `skip_bad`: go on without the
+    dataset's bad lines.
     """
     found = with_overrides(read_spec(path), overrides or Overrides())
     check_gate(found)
     check_providers(found)
     notes = check_base_model(found)
-    rows = read_coverage(Path(found.spec.coverage))
+    coverage = sound(found.spec.coverage, found.spec.columns, skip_bad=skip_bad)
+    rows = list(coverage.rows.values())
+    check_tools(found, rows)
     check_splits(found, len(rows))
     notes += doubtful_evaluators(found)
     notes += check_keys(found, environment, key_names_of_services, needed=keys_needed)
-    return Submission(migration_id(found.spec, rows, number), found, rows, number, notes)
+    return Submission(migration_id(found.spec, rows, number), found, rows, number, notes, coverage.bad)

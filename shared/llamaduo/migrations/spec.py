@@ -151,12 +151,18 @@ class Costs(Strict):
     machine_hour: float = Field(0.0, ge=0, description="US dollars")
 
 
+Column = Literal["messages", "prompt", "response", "completion", "system", "tools", "response_format"]
+
+
 class MigrationSpec(Strict):
     """One migration: a task, its data, the model it moves to and the gate it must pass."""
 
     name: str = Field(pattern=NAME_PATTERN, description="also the alias the result is served as")
     task: str = Field("", max_length=4_000, description="one paragraph on what the task is, for the teacher")
-    coverage: str = Field(description="JSONL file of the team's own prompts and answers")
+    coverage: str = Field(description="the team's own prompts and answers: a file, or hf://owner/name")
+    columns: dict[Column, str] = Field(
+        default_factory=dict, description="names of the dataset's columns, where they are not called as ours"
+    )
     base_model: str = Field(description="Hub id, folder or .gguf file")
     service_llm: Provider
     teacher: Provider | None = Field(None, description="writes new pairs; default: the service LLM")

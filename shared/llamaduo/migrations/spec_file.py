@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from llamaduo.errors import UserInputError
+from llamaduo.hub_datasets import ON_THE_HUB, parse_address
 from llamaduo.input_files import read_text, why_unreadable
 from llamaduo.migrations.spec import MODEL_PATTERN, NAME_PATTERN, VARIABLE_PATTERN, MigrationSpec
 from llamaduo.migrations.strict import AT_KEY
@@ -99,12 +100,19 @@ def read_spec(path: Path) -> SpecFile:
     return SpecFile(found.file, found.tree, found.spec.model_copy(update=changes))
 
 
-def _coverage(found: SpecFile, folder: Path) -> Path:
+def _coverage(found: SpecFile, folder: Path) -> Path | str:
     written = found.spec.coverage
     if not written.strip():
         raise found.mistake(["coverage"], "names no file")
+    if written.startswith(ON_THE_HUB):
+        try:
+            parse_address(written)
+        except UserInputError as error:
+            raise found.mistake(["coverage"], error.message, error.hint) from error
+        return written
     if "://" in written:
-        raise found.mistake(["coverage"], "must be a file on this machine, not an address", "fetch it first")
+        what = "must be a file on this machine, or hf://owner/name"
+        raise found.mistake(["coverage"], what, "fetch it first")
     path = folder / Path(written).expanduser()
     if problem := why_unreadable(path):
         raise found.mistake(["coverage"], f"{written}: {problem[0]}", problem[1])
