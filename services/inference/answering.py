@@ -30,6 +30,7 @@ def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | No
                 for sample in range(asked.answers_per_prompt)
             ],
             reference=row.answer,
+            options={} if row.response_format is None else {"response_format": row.response_format},
         )
         for row in rows
     ]
@@ -39,7 +40,12 @@ def shard_rows(rows: Sequence[Row], generations: Sequence[Generation]) -> list[S
     """What evaluators read, in the order of `rows`."""
     return [
         ShardRow(
-            row=row.id, messages=row.prompt, reference=row.answer, answers=list(generation.answers), meta=row.meta
+            row=row.id,
+            messages=row.prompt,
+            reference=row.answer,
+            answers=list(generation.answers),
+            meta=row.meta,
+            response_format=row.response_format,
         )
         for row, generation in zip(rows, generations, strict=True)
     ]

@@ -16,7 +16,7 @@ from llamaduo import built_in_evaluators
 from llamaduo.datasets import ShardRow
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, ServiceLLMRefused
 from llamaduo.evaluators import Evaluator, Score, Scored, Task
-from llamaduo.identity import seed_of
+from llamaduo.identity import canonical_json, seed_of
 from llamaduo.service_llm import (
     Answer,
     Call,
@@ -52,6 +52,8 @@ def judge_messages(row: ShardRow, candidate: str) -> list[dict[str, str]]:
         instruction = prompt[0].content
     else:
         instruction = "\n\n".join(f"{message.role}: {message.content}" for message in row.messages)
+    if row.response_format is not None:
+        instruction += f"\n\nresponse_format: {canonical_json(row.response_format)}"
     sections = {"instruction": instruction, "reference": row.reference, "candidate": candidate}
     text = "\n\n".join(f"<{name}>\n{harmless(body)}\n</{name}>" for name, body in sections.items())
     return [{"role": "system", "content": _PROMPT}, {"role": "user", "content": text}]

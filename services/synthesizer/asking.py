@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -33,7 +33,10 @@ class Pairs(BaseModel):
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """One call. `job` names it for the ledger; equal prompts with another `sample` are other calls."""
+    """One call. `job` names it for the ledger; equal prompts with another `sample` are other calls.
+
+    `output` is the form that we read, `response_format` that which the row's own caller asked for.
+    """
 
     job: str
     messages: list[Message]
@@ -42,6 +45,7 @@ class TeacherPrompt:
     sample: int = 0
     max_tokens: int | None = None
     temperature: float | None = None
+    response_format: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

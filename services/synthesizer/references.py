@@ -26,6 +26,7 @@ def reference_prompts(
             sample=sample,
             max_tokens=max_tokens,
             temperature=temperature,
+            response_format=row.response_format,
         )
         for row in rows
         for sample in range(samples)
@@ -49,6 +50,7 @@ def reference_rows(rows: Sequence[Row], answers: Sequence[TeacherAnswer], sample
                 answers=[answer.text for answer in own],
                 errors=[answer.error or "no answer" for answer in own if answer.text is None],
                 meta=row.meta,
+                response_format=row.response_format,
             )
         )
     return shard

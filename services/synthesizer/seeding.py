@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rapidfuzz import fuzz
 
@@ -25,13 +25,14 @@ NEAREST = 2 * SEEDS_A_CALL
 
 @dataclass(frozen=True)
 class Seeds:
-    """Examples of one call, all with one system prompt ("" for none), and the failing row they were aimed
-    at.
+    """Examples of one call, all with one system prompt ("" for none) and one response format, and the failing row
+    they were aimed at.
     """
 
     rows: list[Row]
     system: str
     aimed_at: FailingRow | None = None
+    response_format: dict[str, Any] | None = None
 
 
 @dataclass
@@ -67,25 +68,21 @@ class SeedPlan:
         """Each row leads equally often: once through all of them in a shuffled order, then shuffled anew."""
         epoch, place = divmod(turn, len(self._pool))
         lead = sorted(self._pool, key=lambda row: self._rank("epoch", epoch, row.id))[place]
-        system = system_of(lead)
-        others = [row for row in self._pool if row.id != lead.id and system_of(row) == system]
+        others = [row for row in self._pool if row.id != lead.id and _asked_alike(row, lead)]
         others.sort(key=lambda row: self._rank("call", call, row.id))
-        return Seeds([lead, *others[: SEEDS_A_CALL - 1]], system)
+        return Seeds([lead, *others[: SEEDS_A_CALL - 1]], system_of(lead), response_format=lead.response_format)
 
     def _targeted(self, call: int, turn: int) -> Seeds:
         target, failure = self._targets[turn % len(self._targets)]
         near = self._nearest(target)
         chosen = sorted(near, key=lambda row: self._rank("call", call, row.id))[:SEEDS_A_CALL]
-        return Seeds(chosen, system_of(near[0]), failure)
+        return Seeds(chosen, system_of(near[0]), failure, near[0].response_format)
 
     def _nearest(self, target: Row) -> list[Row]:
-        """Train rows like the target in question and answer, nearest first; all with the first one's system
-        prompt.
-        """
+        """Train rows like the target in question and answer, nearest first; all asked as the first one is."""
         if target.id not in self._near:
             ranked = sorted(self._pool, key=lambda row: (-_likeness(row, target), row.id))
-            system = system_of(ranked[0])
-            self._near[target.id] = [row for row in ranked if system_of(row) == system][:NEAREST]
+            self._near[target.id] = [row for row in ranked if _asked_alike(row, ranked[0])][:NEAREST]
         return self._near[target.id]
 
     def _rank(self, *fields: str | int) -> str:
@@ -104,6 +101,11 @@ def seed_pool(train: Sequence[Row]) -> list[Row]:
 def system_of(row: Row) -> str:
     """The row's system prompt; "" where it has none."""
     return "\n\n".join(message.content for message in row.messages if message.role == "system")
+
+
+def _asked_alike(one: Row, other: Row) -> bool:
+    """Whether two rows have the same system prompt and ask for the same form of answer."""
+    return system_of(one) == system_of(other) and one.response_format == other.response_format
 
 
 def usual_system(rows: Sequence[Row]) -> str:

@@ -161,6 +161,7 @@ def _row(pair: Pair, seeds: Seeds, prompt: TeacherPrompt, round_number: int, gen
     ]
     return make_row(
         messages,
+        response_format=seeds.response_format,
         source="generated",
         lineage=Lineage(
             seeds=[row.id for row in seeds.rows],

@@ -42,6 +42,7 @@ class ServiceTeacher:
             temperature=prompt.temperature,
             seed=prompt.seed,
             sample=prompt.sample,
+            response_format=prompt.response_format,
         )
 
 

@@ -163,6 +163,18 @@ async def test_typed_output_with_the_callers_settings_and_key() -> None:
         assert again.from_ledger and len(server.seen) == 1
 
 
+async def test_a_response_format_is_passed_on_as_it_is() -> None:
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "strict": False, "schema": {"type": "object", "x": None}},
+    }
+    async with stand_in(lambda _: completion("{}")) as server:
+        await (desk := Desk(server.url)).ask(desk.call(response_format=form))
+        await desk.ask(desk.call(response_format={"type": "json_object"}))
+        assert [seen.body["response_format"] for seen in server.seen] == [form, {"type": "json_object"}]
+        assert server.seen[0].body["messages"] == list(desk.call().messages)
+
+
 async def test_plain_text_asks_for_no_schema() -> None:
     async with stand_in(lambda _: completion("cut of", finish="length")) as server:
         answer = await (desk := Desk(server.url)).ask(desk.call())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -25,8 +25,9 @@ class Call:
     """One request: what is asked, of which model, and for whose work.
 
     `messages` are `{"role": system|user|assistant, "content": text}` and end with a user message. `schema` asks for
-    typed output: the answer's text is then JSON of that shape, to be read with `parsing`. `sample` tells otherwise
-    equal calls apart that are each to be bought. `job` is the id of the event whose work this is.
+    typed output: the answer's text is then JSON of that shape, to be read with `parsing`. `response_format` is what a
+    caller of OpenAI's API gives, passed on as it is where the provider speaks that. `sample` tells otherwise equal
+    calls apart that are each to be bought. `job` is the id of the event whose work this is.
     ValueError if the messages or the migration's id are unusable.
     """
 
@@ -40,12 +41,15 @@ class Call:
     temperature: float | None = None
     seed: int | None = None
     sample: int = 0
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not _MIGRATION.fullmatch(self.migration):
             raise ValueError(f"a migration id is letters, digits, - and _; not {self.migration!r}")
         if not self.messages or self.messages[-1].get("role") != "user":
             raise ValueError("messages must end with one of the user")
+        if self.schema is not None and self.response_format is not None:
+            raise ValueError("an answer has one form: a schema or a response format")
         for message in self.messages:
             if set(message) != {"role", "content"} or message["role"] not in ("system", "user", "assistant"):
                 raise ValueError("a message has a role (system, user, assistant) and a content")
@@ -58,8 +62,11 @@ class Call:
     @cached_property
     def key(self) -> str:
         """The ledger key: what is asked of which model. Where it is served, by which key and for whom is no part."""
+        # Only where it is given, so that what was bought without it stays found.
+        form = {} if self.response_format is None else {"response_format": dict(self.response_format)}
         return KEY_PREFIX + content_digest(
             {
+                **form,
                 "model": self.llm.model,
                 "messages": [dict(message) for message in self.messages],
                 "schema": [self.schema.__name__, self.schema.model_json_schema()] if self.schema else None,

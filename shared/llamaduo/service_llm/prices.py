@@ -34,7 +34,8 @@ def money(llm: ServiceLLM, input_tokens: int, output_tokens: int) -> float | Non
 
 def largest(call: Call) -> Amount:
     """The most one send of this call can take: a token a byte of the request, and `max_tokens` of answer."""
-    schema = json.dumps(call.schema.model_json_schema()) if call.schema else ""
+    form = call.schema.model_json_schema() if call.schema else call.response_format
+    schema = json.dumps(dict(form)) if form else ""
     request = sum(len(message["content"].encode()) + _TOKENS_A_MESSAGE for message in call.messages)
     input_tokens = request + 2 * len(schema.encode())
     price = money(call.llm, input_tokens, call.max_tokens)

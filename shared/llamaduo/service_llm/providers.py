@@ -40,7 +40,7 @@ class ProviderSender:
             response = await model_request(
                 model,
                 _messages(call),
-                model_settings=_settings(call, idempotency_key),
+                model_settings=_with_format(_settings(call, idempotency_key), call, model),
                 model_request_parameters=_parameters(call, model),
             )
         except Exception as error:
@@ -205,18 +205,34 @@ def _settings(call: Call, idempotency_key: str) -> ModelSettings:
     return settings
 
 
+def _speaks_chat(model: Model) -> bool:
+    """Whether this model is asked by OpenAI's chat completions API, so that a `response_format` can go as it is."""
+    from pydantic_ai.models.openai import OpenAIChatModel
+
+    return isinstance(model, OpenAIChatModel)
+
+
+def _with_format(settings: ModelSettings, call: Call, model: Model) -> ModelSettings:
+    if call.response_format is not None and _speaks_chat(model):
+        settings["extra_body"] = {"response_format": dict(call.response_format)}
+    return settings
+
+
 def _parameters(call: Call, model: Model) -> ModelRequestParameters:
     """Typed output as a native JSON schema; models without it are asked in words."""
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.output import OutputObjectDefinition
 
-    if call.schema is None:
+    if call.schema is not None:
+        form = OutputObjectDefinition(json_schema=call.schema.model_json_schema(), name=call.schema.__name__)
+    elif call.response_format is not None and not _speaks_chat(model):
+        asked = call.response_format.get("json_schema", {})
+        form = OutputObjectDefinition(json_schema=asked.get("schema", {"type": "object"}), name=asked.get("name"))
+    else:
         return ModelRequestParameters()
-    native = model.profile.get("supports_json_schema_output", False)
-    return ModelRequestParameters(
-        output_mode="native" if native else "prompted",
-        output_object=OutputObjectDefinition(json_schema=call.schema.model_json_schema(), name=call.schema.__name__),
-    )
+    # A bare object says nothing that a native schema could hold a model to.
+    native = model.profile.get("supports_json_schema_output", False) and "properties" in form.json_schema
+    return ModelRequestParameters(output_mode="native" if native else "prompted", output_object=form)
 
 
 def _finish_reason(response: ModelResponse) -> FinishReason:
