@@ -128,6 +128,9 @@ async def first_round(event: MigrationRequested, store: ArtifactStore) -> Datase
     """Split the coverage dataset. PermanentError where it is too small for what the spec asks."""
     spec = MigrationSpec.model_validate(event.spec)
     rows = load_rows(await read_bytes(store, event.coverage))
+    if any(row.needs_tools for row in rows):
+        # The command line refuses them; whoever asks past it must not get a model that never saw a tool.
+        raise PermanentError("the coverage dataset offers or calls tools, which cannot be learnt yet")
     try:
         splitted = await asyncio.to_thread(split_coverage, rows, spec.splits, spec.seed, spec.synthesis.near_copy)
     except UserInputError as error:

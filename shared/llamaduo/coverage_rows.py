@@ -31,6 +31,7 @@ _OTHER_COLUMNS = {
     "conversations": "messages",
     "conversation": "messages",
 }
+_ASKED_AND_ANSWERED: tuple[Column, ...] = ("messages", "prompt", "response", "completion")
 _SHAPE = "a row needs `messages`, or `prompt` and `response`"
 _MESSAGE_KEYS = ("role", "content", "weight", "tool_calls", "tool_call_id")
 # What providers add to an answer that says nothing the small model could learn.
@@ -59,6 +60,9 @@ def row_of(raw: Any, columns: Columns | None = None) -> Row:
         raise BadRow("holds half a character (a lone surrogate, \\ud800 to \\udfff)") from error
     if (stored := _stored(raw)) is not None:
         return stored
+    for meant, name in (columns or {}).items():
+        if meant in _ASKED_AND_ANSWERED and name not in raw:
+            raise BadRow(f"has no column {name!r}, where `{meant}` should be", hint=did_you_mean(name, raw))
     names = {meant: (columns or {}).get(meant, meant) for meant in COLUMNS}
     given: dict[str, Any] = {meant: raw[name] for meant, name in names.items() if name in raw}
     if isinstance(raw.get("request"), dict) and isinstance(raw.get("response"), dict):

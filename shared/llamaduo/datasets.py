@@ -103,7 +103,6 @@ class ShardRow(BaseModel):
     answers: list[str | None] = Field(description="one a sample; None where no answer could be had")
     errors: list[str] = Field(default_factory=list, description="why, for each missing answer")
     meta: dict[str, Any] = Field(default_factory=dict)
-    tools: list[dict[str, Any]] | None = _if_there("the tools that might be called")
     response_format: dict[str, Any] | None = _if_there("the form that the answer was asked in")
 
 

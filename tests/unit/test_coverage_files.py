@@ -16,8 +16,10 @@ from llamaduo.cli.state import NATS_VARIABLE, STATE_VARIABLE
 from llamaduo.coverage_files import read_coverage, scan
 from llamaduo.coverage_rows import BadRow, row_of
 from llamaduo.datasets import Message, dataset_digest, dump_rows, load_rows, make_row
-from llamaduo.errors import UserInputError
+from llamaduo.errors import PermanentError, UserInputError
+from llamaduo.events import MigrationRequested
 from llamaduo.hub_datasets import HubDataset, fetched, files_of, parse_address
+from llamaduo.migrations.spec_file import parse_spec
 from tests.unit.test_cli_submission import GOOD, write
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "triage", "schema": {"type": "object", "default": None}}}
@@ -206,6 +208,9 @@ def test_columns_of_other_names() -> None:
     with pytest.raises(BadRow) as caught:
         row_of({"question": "", "reply": "r"}, {"prompt": "question", "response": "reply"})
     assert caught.value.key == "question"
+    with pytest.raises(BadRow, match="has no column 'qestion', where `prompt` should be") as caught:
+        row_of({"question": "p", "response": "r"}, {"prompt": "qestion"})
+    assert caught.value.hint == "did you mean 'question'?"
 
 
 def test_ids_of_rows_without_tools_and_format_are_those_of_their_messages() -> None:
@@ -357,3 +362,19 @@ def test_the_same_rows_in_another_kind_of_file_are_the_same_migration(
     call(["migrate", str(spec), "--check"])
     first, second = capsys.readouterr().out.split()
     assert first == second
+
+
+async def test_past_the_door_rows_with_tools_are_refused_too(tmp_path: Path) -> None:
+    from llamaduo.artifacts import ObjectStoreArtifacts, put_bytes
+    from services.synthesizer.app import first_round
+
+    store = ObjectStoreArtifacts(tmp_path.as_uri())
+    plain = [Message(role="user", content="p"), Message(role="assistant", content="r")]
+    rows = [make_row(plain, tools=[TOOL])]
+    event = MigrationRequested(
+        migration="m",
+        spec=parse_spec(GOOD, "migration.yaml").spec.model_dump(mode="json"),
+        coverage=await put_bytes(store, dump_rows(rows), "application/x-ndjson"),
+    )
+    with pytest.raises(PermanentError, match="offers or calls tools"):
+        await first_round(event, store)

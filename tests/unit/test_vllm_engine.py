@@ -75,6 +75,15 @@ async def test_each_sample_has_its_seed_and_temperature_0_is_asked_once(
     assert (len(server.asked) - before, cold.completion_tokens) == (1, 2)
 
 
+async def test_what_a_row_asks_beside_its_messages_reaches_the_server(
+    engine: VllmEngine, server: VllmStandIn
+) -> None:
+    form = {"type": "json_object"}
+    await engine.generate([dataclasses.replace(request(None), options={"response_format": form}), request(None)])
+    asked = [one.get("response_format") for one in server.asked[-2:]]
+    assert sorted(asked, key=str) == [None, form]
+
+
 async def test_a_prompt_that_does_not_fit_is_an_empty_answer(engine: VllmEngine) -> None:
     short, long = await engine.generate([request(None), request(None, "x" * 2000, k=2)])
     assert short.answers == ["base says 1 to hi"]
