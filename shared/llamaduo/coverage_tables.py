@@ -119,7 +119,11 @@ def parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
                         yield number, {name: _plain(value, name) for name, value in raw.items()}
                     except BadRow as problem:
                         yield number, problem
-    except (pyarrow.ArrowException, OSError) as error:
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # names or texts that are no UTF-8 are a ValueError
         what = " ".join(str(error).split())[:200]
         raise UserInputError(f"is no Parquet file that can be read: {what}", file=str(path)) from error
 

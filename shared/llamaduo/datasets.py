@@ -29,7 +29,9 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: Literal["system", "user", "assistant", "tool"]
     content: str
-    tool_calls: list[dict[str, Any]] | None = _if_there("of an assistant, as OpenAI writes them")
+    tool_calls: list[dict[str, Any]] | None = _if_there(
+        "as OpenAI writes them, but for their arguments, which are objects"
+    )
     tool_call_id: str | None = _if_there("of a tool's message: the call that it answers")
 
     @model_validator(mode="after")

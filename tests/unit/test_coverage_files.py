@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import decimal
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamaduo.cli.main import call
-from llamaduo.cli.state import NATS_VARIABLE, STATE_VARIABLE
 from llamaduo.coverage_files import read_coverage, scan
 from llamaduo.coverage_rows import BadRow, row_of
 from llamaduo.datasets import Message, dataset_digest, dump_rows, load_rows, make_row
-from llamaduo.errors import PermanentError, UserInputError
-from llamaduo.events import MigrationRequested
+from llamaduo.errors import UserInputError
 from llamaduo.hub_datasets import HubDataset, fetched, files_of, parse_address
-from llamaduo.migrations.spec_file import parse_spec
-from tests.unit.test_cli_submission import GOOD, write
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "triage", "schema": {"type": "object", "default": None}}}
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
@@ -107,6 +104,10 @@ def test_bytes_and_broken_parquet_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"prompt": b"\xff", "response": "r"}]), file)
     assert str(scan(file).bad[0]) == f"{file}:1: prompt: holds bytes, not text"
+    texts = pyarrow.array([b"p", b"\xff"]).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"prompt": texts, "response": ["r", "r"]}), file)
+    with pytest.raises(UserInputError, match=r"is no Parquet file that can be read: .*utf-8"):
+        scan(file)
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UserInputError, match="is no Parquet file that can be read"):
         scan(file)
@@ -199,6 +200,60 @@ def test_tool_calls_and_their_answers_are_kept() -> None:
     assert row.answer == f"Let me see.\n{row.messages[2].text}"
     assert row.needs_tools
     assert load_rows(dump_rows([row])) == [row]
+
+
+JUNK: tuple[Any, ...] = (
+    None,
+    0,
+    True,
+    "",
+    " ",
+    "x",
+    "[",
+    [],
+    {},
+    [1],
+    [{}],
+    {"type": "text"},
+    [[]],
+    {"role": []},
+    "\ud800",
+    -1,
+)
+
+
+def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The ways to everything inside a value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [way for key, one in inside for way in [(*before, key), *places(one, (*before, key))]]
+
+
+def test_whatever_stands_in_a_row_it_is_a_row_or_a_bad_one() -> None:
+    turns = [user(), bot(None, tool_calls=[CALL]), {"role": "tool", "tool_call_id": "c1", "content": "x"}, bot()]
+    whole = [
+        {"messages": turns, "tools": [TOOL], "response_format": SCHEMA},
+        {"request": ASKED, "response": ANSWERED},
+    ]
+    chance, rows = random.Random(5), 0
+    for _ in range(2000):
+        raw = copy.deepcopy(chance.choice(whole))
+        for _ in range(chance.choice((1, 1, 2))):
+            *way, last = chance.choice(places(raw))
+            inner: Any = raw
+            for key in way:
+                inner = inner[key]
+            if chance.random() < 0.25:
+                del inner[last]
+            else:
+                inner[last] = copy.deepcopy(chance.choice(JUNK))
+        try:
+            row = row_of(raw)
+        except BadRow:
+            continue
+        rows += 1
+        assert load_rows(dump_rows([row])) == [row]
+        assert row_of(json.loads(dump_rows([row]))) == row
+    assert 200 < rows < 1800
 
 
 def test_columns_of_other_names() -> None:
@@ -294,87 +349,3 @@ def test_fetched_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert read_coverage("hf://o/n@v1") == [PLAIN, WITH_SYSTEM]
     with pytest.raises(UserInputError, match=r"no file of the split 'test'; its files: train\.jsonl"):
         fetched("hf://o/n@v1/test")
-
-
-# --- at the door
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
-    monkeypatch.setenv(NATS_VARIABLE, "nats://127.0.0.1:1")
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_skip_bad_lists_each_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = write(tmp_path)
-    file = tmp_path / "tickets.jsonl"
-    sound = call(["migrate", str(spec), "--check", "--json"]), capsys.readouterr().out
-    file.write_text("{}\n" + file.read_text() + "{not json\n")
-    for command in (["migrate", str(spec), "--check"], ["data", "inspect", str(file)]):
-        assert call([*command, "--json"]) == 2
-        capsys.readouterr()
-        assert call([*command, "--skip-bad", "--json"]) == 0
-        captured = capsys.readouterr()
-        listed = [line for line in captured.err.splitlines() if not line.startswith("note")]
-        assert listed == [
-            f"skipped: {file}:1: a row needs `messages`, or `prompt` and `response`",
-            f"skipped: {file}:42: not JSON: Expecting property name enclosed in double quotes at column 2",
-            "2 bad lines were skipped, 40 rows are left",
-        ]
-        assert json.loads(captured.out)["rows"] == 40
-    assert sound[0] == 0
-    call(["migrate", str(spec), "--check", "--skip-bad", "--json"])
-    assert json.loads(capsys.readouterr().out) == {**json.loads(sound[1]), "skipped": 2}
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_where_all_is_bad_there_is_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("{}\n{}\n")
-    assert call(["data", "inspect", str(file), "--skip-bad"]) == 2
-    assert capsys.readouterr().err == f"llamaduo: {file}: holds no rows (all lines are bad)\n"
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_rows_with_tools_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = write(tmp_path)
-    with (tmp_path / "tickets.jsonl").open("a") as file:
-        file.write(json.dumps({"prompt": "p", "response": "r", "tools": [TOOL]}) + "\n")
-    assert call(["migrate", str(spec), "--check"]) == 2
-    assert capsys.readouterr().err == (
-        f"llamaduo: {spec}:2: coverage: 1 of 41 rows offer or call tools, which cannot be learnt yet "
-        "(take those rows out, or what they have of `tools`)\n"
-    )
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_the_same_rows_in_another_kind_of_file_are_the_same_migration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = write(tmp_path)
-    call(["migrate", str(spec), "--check"])
-    lines = ["question;reply", *(f"question {i};answer {i}" for i in range(40))]
-    (tmp_path / "tickets.csv").write_text("\n".join(lines))
-    mapped = "coverage: tickets.csv\ncolumns: {prompt: question, response: reply}"
-    spec.write_text(GOOD.replace("coverage: tickets.jsonl", mapped))
-    call(["migrate", str(spec), "--check"])
-    first, second = capsys.readouterr().out.split()
-    assert first == second
-
-
-async def test_past_the_door_rows_with_tools_are_refused_too(tmp_path: Path) -> None:
-    from llamaduo.artifacts import ObjectStoreArtifacts, put_bytes
-    from services.synthesizer.app import first_round
-
-    store = ObjectStoreArtifacts(tmp_path.as_uri())
-    plain = [Message(role="user", content="p"), Message(role="assistant", content="r")]
-    rows = [make_row(plain, tools=[TOOL])]
-    event = MigrationRequested(
-        migration="m",
-        spec=parse_spec(GOOD, "migration.yaml").spec.model_dump(mode="json"),
-        coverage=await put_bytes(store, dump_rows(rows), "application/x-ndjson"),
-    )
-    with pytest.raises(PermanentError, match="offers or calls tools"):
-        await first_round(event, store)
