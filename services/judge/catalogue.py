@@ -8,10 +8,15 @@ from collections.abc import Callable
 from llamaduo.errors import UserInputError
 from llamaduo.evaluators import Evaluator
 from llamaduo.service_llm import ServiceLLMClient
-from services.judge import exact_match, llm_judge
+from services.judge import exact_match, json_schema, label_accuracy, llm_judge, overlap, tool_call
 
 _FACTORIES: dict[str, Callable[[ServiceLLMClient | None], Evaluator]] = {
     exact_match.NAME: lambda _: exact_match.exact_match(),
+    label_accuracy.NAME: lambda _: label_accuracy.label_accuracy(),
+    json_schema.NAME: lambda _: json_schema.json_schema(),
+    tool_call.NAME: lambda _: tool_call.tool_call(),
+    overlap.ROUGE_L: lambda _: overlap.rouge_l_evaluator(),
+    overlap.CHRF: lambda _: overlap.chrf_evaluator(),
     llm_judge.NAME: llm_judge.llm_judge,
 }
 

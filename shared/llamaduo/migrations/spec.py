@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.recipe import Recipe
@@ -47,6 +47,7 @@ class EvaluatorChoice(Strict):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
     role: Literal["required", "advisory"] = "required"
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="the evaluator's own settings")
 
 
 def _evaluator_shorthand(value: Any) -> Any:
@@ -185,6 +186,10 @@ class MigrationSpec(Strict):
     def required(self) -> list[str]:
         """Names of the evaluators that decide."""
         return [e.name for e in self.evaluators if e.role == "required"]
+
+    def options_of(self, evaluator: str) -> dict[str, JsonValue]:
+        """What is set for that evaluator; {} where nothing is."""
+        return next((dict(e.options) for e in self.evaluators if e.name == evaluator), {})
 
 
 def _known_keys(model: Any) -> list[str]:
