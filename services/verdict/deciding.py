@@ -111,7 +111,7 @@ def _round(
 ) -> list[Event]:
     candidate = Candidate(kind="adapter", round=number, adapter=trained.adapter)
     of = _shards(data.rows["test"], spec.marking.shard_rows)
-    local = shards_marked(view, candidate.key, "test", spec.required)
+    local = shards_marked(view, candidate.key, "test", spec.awaited)
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
     outcome = judge_round(spec, number, of, local, service)
     if outcome.verdict == "waiting":
@@ -151,7 +151,7 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
     if spec.promotion == "auto" and view.alias is None:
         waiting = True
     if not waiting:
-        shards = shards_marked(view, passed.candidate.key, "holdout", spec.required)
+        shards = shards_marked(view, passed.candidate.key, "holdout", spec.awaited)
         scored = [s for group in shards.values() for s in group]
         alpha = 1 - spec.gate.confidence
         events.append(
@@ -227,7 +227,7 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
-        if failure.consumer.startswith("evaluator-") and evaluator not in spec.required:
+        if failure.consumer.startswith("evaluator-") and evaluator not in spec.awaited:
             continue
         baseline = isinstance(candidate, Candidate) and candidate.kind != "adapter"
         needed_for_parity = spec.gate.parity is not None and candidate == SERVICE
@@ -243,7 +243,7 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
 
 
 def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
-    """A required evaluator that has not marked an answered shard for too long, as a sentence."""
+    """An evaluator that decides and has not marked an answered shard for too long, as a sentence."""
     limit = timedelta(seconds=spec.marking.silent_after_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
     candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
@@ -255,7 +255,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         for shard, generated in view.generated(key, split).items():
             if generated.skipped or now - max(generated.at, resumed) < limit:
                 continue
-            for name in spec.required:
+            for name in spec.awaited:
                 if shard not in view.scored(key, split, name):
                     return (
                         f"evaluator {name!r} has not marked shard {shard} of {key} for "

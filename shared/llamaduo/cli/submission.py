@@ -175,7 +175,7 @@ def check_size(spec: MigrationSpec, rows: list[Row], file: str) -> list[str]:
 
 
 def check_evaluators(spec: MigrationSpec, on_bus: list[EvaluatorOnBus], file: str) -> list[str]:
-    """Notes on evaluators that nobody runs now. UserInputError if a required one is unknown to the bus."""
+    """Notes on evaluators that nobody runs now. UserInputError if one that decides is unknown to the bus."""
     known = {evaluator.name: evaluator.attended for evaluator in on_bus}
     notes: list[str] = []
     for choice in spec.evaluators:
@@ -183,7 +183,7 @@ def check_evaluators(spec: MigrationSpec, on_bus: list[EvaluatorOnBus], file: st
             continue
         if choice.name in known:
             notes.append(f"evaluator {choice.name} ({choice.role}): no process is running it now")
-        elif choice.role == "required":
+        elif choice.role != "advisory":
             raise UserInputError(
                 f"nobody would mark for {choice.name!r}: the bus has no consumer for it",
                 file=file,

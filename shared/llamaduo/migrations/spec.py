@@ -43,10 +43,13 @@ Provider = Annotated[ServiceLLM, BeforeValidator(_model_shorthand)]
 
 
 class EvaluatorChoice(Strict):
-    """An evaluator this migration asks: required ones decide, advisory ones are only reported."""
+    """An evaluator this migration asks: required ones decide, advisory ones are only reported.
+
+    A veto lets no round pass in which a prompt got less than the best mark.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
-    role: Literal["required", "advisory"] = "required"
+    role: Literal["required", "advisory", "veto"] = "required"
     options: dict[str, JsonValue] = Field(default_factory=dict, description="the evaluator's own settings")
 
 
@@ -184,8 +187,18 @@ class MigrationSpec(Strict):
 
     @property
     def required(self) -> list[str]:
-        """Names of the evaluators that decide."""
+        """Names of the evaluators whose means decide."""
         return [e.name for e in self.evaluators if e.role == "required"]
+
+    @property
+    def vetoes(self) -> list[str]:
+        """Names of the evaluators that allow no violation."""
+        return [e.name for e in self.evaluators if e.role == "veto"]
+
+    @property
+    def awaited(self) -> list[str]:
+        """Names of the evaluators without whose marks no round is decided."""
+        return [e.name for e in self.evaluators if e.role != "advisory"]
 
     def options_of(self, evaluator: str) -> dict[str, JsonValue]:
         """What is set for that evaluator; {} where nothing is."""
