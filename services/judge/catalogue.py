@@ -8,7 +8,7 @@ from collections.abc import Callable
 from llamaduo.errors import UserInputError
 from llamaduo.evaluators import Evaluator
 from llamaduo.service_llm import ServiceLLMClient
-from services.judge import exact_match, json_schema, label_accuracy, llm_judge, overlap, tool_call
+from services.judge import exact_match, json_schema, label_accuracy, llm_judge, overlap, pairwise, tool_call
 
 _FACTORIES: dict[str, Callable[[ServiceLLMClient | None], Evaluator]] = {
     exact_match.NAME: lambda _: exact_match.exact_match(),
@@ -18,6 +18,7 @@ _FACTORIES: dict[str, Callable[[ServiceLLMClient | None], Evaluator]] = {
     overlap.ROUGE_L: lambda _: overlap.rouge_l_evaluator(),
     overlap.CHRF: lambda _: overlap.chrf_evaluator(),
     llm_judge.NAME: llm_judge.llm_judge,
+    pairwise.NAME: pairwise.pairwise,
 }
 
 NAMES = tuple(sorted(_FACTORIES))
