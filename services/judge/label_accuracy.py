@@ -24,16 +24,21 @@ _LABEL = re.compile(r"[^\W_][\w ./&+#-]*")
 _AROUND = "\"'`“”‘’«»„* \t\r\n"
 
 
+def bare(label: str) -> str:
+    """A label without width, quotes and a full stop around it, else as it is spelled."""
+    return unicodedata.normalize("NFKC", label).strip(_AROUND).removesuffix(".").strip(_AROUND)
+
+
 def normalised(label: str) -> str:
     """A label without what is mere spelling: case, width, spaces, quotes, a last full stop, `_` or `-` for space."""
-    text = unicodedata.normalize("NFKC", label).strip(_AROUND).removesuffix(".").strip(_AROUND)
-    return _SEPARATORS.sub(" ", text).casefold()
+    return _SEPARATORS.sub(" ", bare(label)).casefold()
 
 
 def compare(reference: str, candidate: str) -> tuple[bool, str]:
     """Whether the candidate is the reference's label; the reason names both only where both look like labels."""
-    expected, given = normalised(reference), normalised(candidate)
-    if expected == given:
+    expected, given = bare(reference), bare(candidate)
+    same = normalised(expected) == normalised(given) if expected else reference.strip() == candidate.strip()
+    if same:
         return True, "label: the same"
     if _is_short_label(expected) and _is_short_label(given):
         return False, f"label: said <{given}> instead of <{expected}>"

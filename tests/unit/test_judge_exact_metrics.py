@@ -54,14 +54,18 @@ def test_a_label_is_the_same_however_it_is_spelled(candidate: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "candidate"), [("1", "-1"), ("C", "C++"), ("card", "cards"), ("a b", "ab"), ("x", ""), ("é", "e")]
+    ("reference", "candidate"),
+    [("1", "-1"), ("C", "C++"), ("card", "cards"), ("a b", "ab"), ("x", ""), ("é", "e"), ("*", "")],
 )
 def test_other_labels_are_others(reference: str, candidate: str) -> None:
     assert not label_accuracy.compare(reference, candidate)[0]
 
 
 def test_a_reason_tells_labels_and_no_other_text() -> None:
-    assert label_accuracy.compare("refund", "Card_Lost") == (False, "label: said <card lost> instead of <refund>")
+    assert label_accuracy.compare("get_refund", '"Card_Lost".') == (
+        False,
+        "label: said <Card_Lost> instead of <get_refund>",
+    )
     for answer in (
         "x" * 61,
         "refund\nof 12 €: call 555",
