@@ -143,6 +143,14 @@ async def test_the_rows_schema_wins_over_the_specs_and_without_any_it_abstains()
         await marked("json-schema", own, schema={"type": "strng"})
 
 
+def test_a_schema_from_elsewhere_is_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, *_, **__: fetched.append(request))
+    with pytest.raises(json_schema.UnusableSchema, match="not in it"):
+        json_schema.valid({"$ref": "http://127.0.0.1:1/away"}, "7")
+    assert not fetched
+
+
 CALL = '{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}'
 
 
