@@ -116,7 +116,7 @@ def _round(
 ) -> list[Event]:
     candidate = Candidate(kind="adapter", round=number, adapter=trained.adapter)
     of = _shards(data.rows["test"], spec.marking.shard_rows)
-    local = shards_marked(view, candidate.key, "test", spec.required)
+    local = shards_marked(view, candidate.key, "test", spec.awaited)
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
     outcome = judge_round(spec, number, of, local, service)
     if outcome.verdict == "waiting":
@@ -156,7 +156,7 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
     promoted = spec.promotion == "manual" or passed.round in {e.round for e in view.of_type(AdapterPromoted)}
     late = not view.paused and _hours(view, now) >= spec.budgets.hours
     if promoted and (late or not waiting):
-        shards = shards_marked(view, passed.candidate.key, "holdout", spec.required)
+        shards = shards_marked(view, passed.candidate.key, "holdout", spec.awaited)
         scored = [s for group in shards.values() for s in group]
         alpha = 1 - spec.gate.confidence
         events.append(
@@ -244,7 +244,7 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
-        if failure.consumer.startswith("evaluator-") and evaluator not in spec.required:
+        if failure.consumer.startswith("evaluator-") and evaluator not in spec.awaited:
             continue
         if isinstance(candidate, Candidate) and not view.undecided(candidate, getattr(event, "split", "test")):
             continue
@@ -262,11 +262,11 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
 
 
 def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
-    """A required evaluator that has marked nothing for too long though an answered shard waits, as a sentence."""
+    """An evaluator that decides and has marked nothing for too long though an answered shard waits, as a sentence."""
     lost = _lost(view)
     busy = {
         name: max((e.at for e in view.of_type(EvalScored) if e.evaluator == name), default=None)
-        for name in spec.required
+        for name in spec.awaited
     }
     limit = timedelta(seconds=spec.marking.silent_after_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
@@ -279,7 +279,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         for shard, generated in view.generated(key, split).items():
             if generated.skipped or generated.id in lost:
                 continue
-            for name in spec.required:
+            for name in spec.awaited:
                 since = max(generated.at, resumed, busy[name] or resumed)
                 if now - since >= limit and shard not in view.scored(key, split, name):
                     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,8 @@ from services.verdict.statistics import Wealth, alpha_of_round, confidence_seque
 MOST_ABSTAINED = 0.1
 """Share of prompts without a mark beyond which a round cannot pass."""
 FAILURES_IN_EVENT = 100
+ROUNDING = 1e-9
+"""How far below 1 the mean of best marks may be calculated."""
 
 
 @dataclass
@@ -48,6 +50,39 @@ class Criterion:
         return total > 0 and self.abstained <= MOST_ABSTAINED * total
 
 
+@dataclass
+class Veto:
+    """A metric that must be at its best for every prompt."""
+
+    metric: MetricKey
+    marked: int = 0
+    violations: int = 0
+    abstained: int = 0
+
+    def take(self, share: float | None) -> bool:
+        """One more prompt, on [0, 1]; whether it is a violation. Of several answers each must be at its best."""
+        if share is None:
+            self.abstained += 1
+            return False
+        self.marked += 1
+        violated = share < 1 - ROUNDING
+        self.violations += violated
+        return violated
+
+    @property
+    def trusted(self) -> bool:
+        """Whether few enough prompts went unmarked."""
+        return self.marked > 0 and self.abstained <= MOST_ABSTAINED * (self.marked + self.abstained)
+
+    @property
+    def told(self) -> str:
+        """What it found, in words."""
+        name = ".".join(self.metric)
+        if self.violations:
+            return f"{name} vetoes: {self.violations} of {self.marked} prompts violate it"
+        return f"{name}: no violation in {self.marked} prompts"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the marks so far say. `waiting`: more marks are needed and can still come."""
@@ -79,8 +114,17 @@ def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> li
             Criterion(f"parity of {e}.{m}", (e, m), bar, paired=True) for e, m in sorted(ranges) if e in spec.required
         ]
     if not criteria:
-        raise ValueError(f"no metric of {', '.join(spec.required)} is there to decide by")
+        raise ValueError("the required evaluators declare no metric: there is nothing to hold against the gate")
     return criteria
+
+
+def vetoes_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> list[Veto]:
+    """Every metric of the evaluators with a veto. ValueError for one that declares none: it could never object."""
+    vetoes = [Veto(key) for key in sorted(ranges) if key[0] in spec.vetoes]
+    for name in spec.vetoes:
+        if name not in {veto.metric[0] for veto in vetoes}:
+            raise ValueError(f"evaluator {name!r} has a veto and declares no metric")
+    return vetoes
 
 
 def judge_round(
@@ -97,6 +141,7 @@ def judge_round(
     """
     ranges = ranges_of([s for shards in local.values() for s in shards])
     criteria = criteria_of(spec, ranges) if local else []
+    vetoes = vetoes_of(spec, ranges) if local else []
     alpha = alpha_of_round(spec.gate.confidence, number)
     paired = any(c.paired for c in criteria)
     seen: list[RowMarks] = []
@@ -108,27 +153,33 @@ def judge_round(
         bars = {row.row: row for row in rows_of({shard: service[shard]})} if paired else {}
         for row in rows_of({shard: local[shard]}):
             seen.append(row)
-            failing = _take_row(row, bars.get(row.row), criteria, ranges)
+            failing = _take_row(row, bars.get(row.row), criteria, vetoes, ranges)
             if failing is not None:
                 failures.append(failing)
-        if not failed and all(c.above.sure(alpha) and c.trusted for c in criteria):
-            return _outcome("passed", seen, failures, ranges, alpha, "")
+        failed = failed or any(veto.violations for veto in vetoes)
+        certain = all(c.above.sure(alpha) and c.trusted for c in criteria)
+        if not failed and certain and all(veto.trusted for veto in vetoes):
+            return _outcome("passed", seen, failures, ranges, alpha, _told(vetoes))
         # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
         failed = failed or any(c.below.sure(alpha / len(criteria)) for c in criteria)
         if failed and len(failures) >= spec.marking.failures_wanted:
-            return _outcome("failed", seen, failures, ranges, alpha, "")
+            return _outcome("failed", seen, failures, ranges, alpha, _told(v for v in vetoes if v.violations))
     if failed:
-        return _outcome("failed", seen, failures, ranges, alpha, "")
+        return _outcome("failed", seen, failures, ranges, alpha, _told(v for v in vetoes if v.violations))
     note = "the test set is too small to tell: the interval holds the gate"
-    if any(not c.trusted for c in criteria):
+    if not (all(c.trusted for c in criteria) and all(veto.trusted for veto in vetoes)):
         note = "too many answers went unmarked to pass"
     return _outcome("undecided", seen, failures, ranges, alpha, note)
 
 
 def _take_row(
-    row: RowMarks, bar: RowMarks | None, criteria: Sequence[Criterion], ranges: dict[MetricKey, MetricRange]
+    row: RowMarks,
+    bar: RowMarks | None,
+    criteria: Sequence[Criterion],
+    vetoes: Sequence[Veto],
+    ranges: dict[MetricKey, MetricRange],
 ) -> FailingRow | None:
-    """Feed one prompt to every criterion; the row as a failing one if it is below any threshold."""
+    """Feed one prompt to all that is asked; the row as a failing one if it is below any threshold or vetoed."""
     shares: list[float] = []
     failing = False
     for criterion in criteria:
@@ -142,9 +193,19 @@ def _take_row(
                 share = None if other is None else (share - to_unit(other, ranges[criterion.metric]) + 1) / 2
         criterion.take(share)
         failing = failing or (share is not None and share < criterion.threshold)
+    for veto in vetoes:
+        value = row.values.get(veto.metric)
+        share = None if value is None else to_unit(value, ranges[veto.metric])
+        if share is not None:
+            shares.append(share)
+        failing = veto.take(share) or failing
     if not failing:
         return None
     return FailingRow(row=row.row, mark=sum(shares) / len(shares) if shares else 0.0, reasons=row.reasons[:4])
+
+
+def _told(vetoes: Iterable[Veto]) -> str:
+    return "; ".join(veto.told for veto in vetoes)
 
 
 def _outcome(

@@ -87,6 +87,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             shard=event.shard,
             repeat=repeat,
             job=work.job,
+            options=spec.options_of(evaluator.name),
         )
         began = datetime.now(UTC)
         result = await evaluator.score(rows, task)

@@ -5,7 +5,7 @@ An evaluator knows no NATS. `llamaduo.evaluating` runs one as a subscriber; see 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Task:
     shard: int
     repeat: int
     job: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the spec sets for this evaluator."""
 
 
 ScoreRows = Callable[[Sequence[ShardRow]], Awaitable[list[Score]]]

@@ -23,7 +23,7 @@ from nats.js.api import (
 )
 from nats.js.errors import BadRequestError, NotFoundError
 
-from llamaduo.built_in_evaluators import METRICS
+from llamaduo.built_in_evaluators import ALWAYS_RUN
 from llamaduo.events import (
     EVENT_TYPES,
     AdapterLoaded,
@@ -317,4 +317,4 @@ async def has_durable(js: JetStreamContext, name: str) -> bool:
 def how_to_make(durable: str) -> str:
     """The command that makes a durable that is missing."""
     name = durable.removeprefix("evaluator-")
-    return f"llamaduo evaluator add {name}" if name != durable and name not in METRICS else "llamaduo bootstrap"
+    return f"llamaduo evaluator add {name}" if name != durable and name not in ALWAYS_RUN else "llamaduo bootstrap"

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llamaduo.base_models import check_folder
-from llamaduo.built_in_evaluators import METRICS
+from llamaduo.built_in_evaluators import METRICS, ON_WISH
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
@@ -195,7 +195,7 @@ def doubtful_evaluators(found: SpecFile) -> list[str]:
 
 
 def check_evaluators(found: SpecFile, on_bus: list[EvaluatorOnBus]) -> list[str]:
-    """Notes on evaluators that nobody runs now. UserInputError if a required one is unknown to the bus."""
+    """Notes on evaluators that nobody runs now. UserInputError if one that decides is unknown to the bus."""
     known = {evaluator.name: evaluator.attended for evaluator in on_bus}
     notes: list[str] = []
     for place, choice in enumerate(found.spec.evaluators):
@@ -203,10 +203,11 @@ def check_evaluators(found: SpecFile, on_bus: list[EvaluatorOnBus]) -> list[str]
             continue
         if choice.name in known:
             notes.append(f"evaluator {choice.name} ({choice.role}): no process is running it now")
-        elif choice.role == "required":
+        elif choice.role != "advisory":
             # First what was meant: the command would make a misspelling last.
-            near = did_you_mean(choice.name, known)
-            add = f"llamaduo evaluator add {choice.name}"
+            wish = choice.name in ON_WISH
+            near = None if wish else did_you_mean(choice.name, known)
+            add = f"llamaduo {'up --evaluator' if wish else 'evaluator add'} {choice.name}"
             raise found.mistake(
                 ("evaluators", place, "name"),
                 f"nobody would mark for {choice.name!r}: the bus has no consumer for it",

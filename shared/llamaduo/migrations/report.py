@@ -90,7 +90,7 @@ class EvaluatorPart(Part):
 
     name: str
     versions: list[str]
-    role: Literal["required", "advisory", "not asked"]
+    role: Literal["required", "advisory", "veto", "not asked"]
     metrics: dict[str, tuple[float, float]] = Field(default_factory=dict, description="lowest and highest mark")
     abstained: int = Field(0, description="marks it withheld, over all candidates")
 

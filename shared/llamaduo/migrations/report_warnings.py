@@ -26,6 +26,7 @@ def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> lis
     return [
         *_who_the_service_llm_was(view.spec),
         *_small_test_set(view, marks_by_round),
+        *_vetoed_on_holdout(view),
         *_silent(view),
         *_abstained(view),
         *_changed_evaluators(view),
@@ -84,6 +85,29 @@ def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) ->
                 wanted = rows_to_decide(interval.mean, threshold, scale, spec.gate.confidence)
                 text += f"; about {wanted} prompts would decide it" if wanted else ""
             found.append(text)
+    return found
+
+
+def _vetoed_on_holdout(view: MigrationView) -> list[str]:
+    """The holdout changes no verdict, so a violation there is seen by nobody else."""
+    if view.spec is None or view.passed is None:
+        return []
+    found = []
+    for name in view.spec.vetoes:
+        marked: set[str] = set()
+        broken: set[str] = set()
+        for event in (e for shard in view.scored(view.passed.candidate.key, "holdout", name).values() for e in shard):
+            for mark in event.marks:
+                scale = event.metrics.get(mark.metric)
+                if scale is None or mark.value is None:
+                    continue
+                marked.add(mark.row)
+                if mark.value != (scale.high if scale.higher_is_better else scale.low):
+                    broken.add(mark.row)
+        if broken:
+            found.append(
+                f"{name} would have vetoed on the holdout: {len(broken)} of {len(marked)} prompts violate it"
+            )
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llamaduo.events import Split
 from llamaduo.migrations.recipe import Recipe
@@ -45,10 +45,14 @@ Provider = Annotated[ServiceLLM, BeforeValidator(_model_shorthand)]
 
 
 class EvaluatorChoice(Strict):
-    """An evaluator this migration asks: required ones decide, advisory ones are only reported."""
+    """An evaluator this migration asks: required ones decide, advisory ones are only reported.
+
+    A veto lets no round pass in which a prompt got less than the best mark.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
-    role: Literal["required", "advisory"] = "required"
+    role: Literal["required", "advisory", "veto"] = "required"
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="the evaluator's own settings")
 
 
 def _evaluator_shorthand(value: Any) -> Any:
@@ -221,5 +225,19 @@ class MigrationSpec(Strict):
 
     @property
     def required(self) -> list[str]:
-        """Names of the evaluators that decide."""
+        """Names of the evaluators whose means decide."""
         return [e.name for e in self.evaluators if e.role == "required"]
+
+    @property
+    def vetoes(self) -> list[str]:
+        """Names of the evaluators that allow no violation."""
+        return [e.name for e in self.evaluators if e.role == "veto"]
+
+    @property
+    def awaited(self) -> list[str]:
+        """Names of the evaluators without whose marks no round is decided."""
+        return [e.name for e in self.evaluators if e.role != "advisory"]
+
+    def options_of(self, evaluator: str) -> dict[str, JsonValue]:
+        """What is set for that evaluator; {} where nothing is."""
+        return next((dict(e.options) for e in self.evaluators if e.name == evaluator), {})
