@@ -26,8 +26,8 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import Stop, after_failure
-from llamaduo.migrations.spec import MigrationSpec
-from services.verdict.judging import judge_round, marks_with_intervals
+from llamaduo.migrations.spec import Marking, MigrationSpec
+from services.verdict.judging import Outcome, judge_round, marks_with_intervals
 from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_marked
 
 BASE = Candidate(kind="base")
@@ -115,7 +115,7 @@ def _round(
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
     outcome = judge_round(spec, number, of, local, service)
     if outcome.verdict == "waiting":
-        ahead = prefix_length(local) + 2 * spec.marking.wave_shards
+        ahead = prefix_length(local) + shards_ahead(spec.marking, outcome)
         return _ask(view, data, candidate, "test", range(min(of, ahead)))
     shared = {
         "migration": view.migration,
@@ -123,11 +123,25 @@ def _round(
         "marks": outcome.marks,
         "gate": spec.gate.model_dump(mode="json"),
         "rows": outcome.rows,
+        "sure_after": outcome.sure_after,
         "note": outcome.note,
     }
     if outcome.verdict == "passed":
         return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
     return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
+
+
+def shards_ahead(marking: Marking, outcome: Outcome) -> int:
+    """How many shards beyond the marked ones to ask for: as many as a verdict seems to take, at most two waves.
+
+    One wave before anything is marked: some of it is answered while the rest is judged, and a clear case wastes
+    little. Near the end only what is missing, since what is asked for beyond a verdict is paid in vain.
+    """
+    if not outcome.seen:
+        return marking.wave_shards
+    if math.isinf(outcome.more):
+        return 2 * marking.wave_shards
+    return max(1, min(2 * marking.wave_shards, math.ceil(outcome.more / marking.shard_rows)))
 
 
 def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> list[Event]:

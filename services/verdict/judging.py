@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,10 +53,25 @@ class Outcome:
     """What the marks so far say. `waiting`: more marks are needed and can still come."""
 
     verdict: Literal["passed", "failed", "undecided", "waiting"]
-    marks: Marks = field(default_factory=dict)
+    seen: Sequence[RowMarks] = ()
+    ranges: dict[MetricKey, MetricRange] = field(default_factory=dict)
+    alpha: float = 0.05
     failures: list[FailingRow] = field(default_factory=list)
-    rows: int = 0
+    sure_after: int = 0
+    """Prompts after which passed or failed was certain; 0: it never was."""
+    more: float = math.inf
+    """While waiting: about how many more prompts it takes; infinite where nothing points to an end."""
     note: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Prompts that were looked at."""
+        return len(self.seen)
+
+    @property
+    def marks(self) -> Marks:
+        """Means and intervals; computed when asked for, since that costs more than deciding."""
+        return marks_with_intervals(self.seen, self.ranges, self.alpha)
 
 
 def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> list[Criterion]:
@@ -94,28 +110,45 @@ def judge_round(
     paired = any(c.paired for c in criteria)
     seen: list[RowMarks] = []
     failures: list[FailingRow] = []
-    failed = False
+    sure_after = 0
+
+    def outcome(verdict: Literal["passed", "failed", "undecided"], note: str = "") -> Outcome:
+        worst = sorted(failures, key=lambda f: (f.mark, f.row))[:FAILURES_IN_EVENT]
+        return Outcome(verdict, seen, ranges, alpha, worst, sure_after, note=note)
+
     for shard in range(of):
         if shard not in local or (paired and shard not in service):
-            return Outcome("waiting")
+            missing = spec.marking.failures_wanted - len(failures)
+            more = missing * len(seen) / max(1, len(failures)) if sure_after else _more_needed(criteria, alpha)
+            return Outcome("waiting", seen, more=more)
         bars = {row.row: row for row in rows_of({shard: service[shard]})} if paired else {}
         for row in rows_of({shard: local[shard]}):
             seen.append(row)
             failing = _take_row(row, bars.get(row.row), criteria, ranges)
             if failing is not None:
                 failures.append(failing)
-        if not failed and all(c.above.sure(alpha) and c.trusted for c in criteria):
-            return _outcome("passed", seen, failures, ranges, alpha, "")
+        if not sure_after and all(c.above.sure(alpha) and c.trusted for c in criteria):
+            sure_after = len(seen)
+            return outcome("passed")
         # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
-        failed = failed or any(c.below.sure(alpha / len(criteria)) for c in criteria)
-        if failed and len(failures) >= spec.marking.failures_wanted:
-            return _outcome("failed", seen, failures, ranges, alpha, "")
-    if failed:
-        return _outcome("failed", seen, failures, ranges, alpha, "")
-    note = "the test set is too small to tell: the interval holds the gate"
+        if not sure_after and any(c.below.sure(alpha / len(criteria)) for c in criteria):
+            sure_after = len(seen)
+        if sure_after and len(failures) >= spec.marking.failures_wanted:
+            return outcome("failed")
+    if sure_after:
+        return outcome("failed")
     if any(not c.trusted for c in criteria):
-        note = "too many answers went unmarked to pass"
-    return _outcome("undecided", seen, failures, ranges, alpha, note)
+        return outcome("undecided", "too many answers went unmarked to pass")
+    return outcome("undecided", "the test set is too small to tell: the interval holds the gate")
+
+
+def _more_needed(criteria: Sequence[Criterion], alpha: float) -> float:
+    """About how many more prompts a verdict takes: to pass on the slowest criterion, or to fail on the fastest."""
+    if not criteria:
+        return math.inf
+    to_pass = max(c.above.more_needed(alpha) for c in criteria)
+    to_fail = min(c.below.more_needed(alpha / len(criteria)) for c in criteria)
+    return min(to_pass, to_fail)
 
 
 def _take_row(
@@ -138,18 +171,6 @@ def _take_row(
     if not failing:
         return None
     return FailingRow(row=row.row, mark=sum(shares) / len(shares) if shares else 0.0, reasons=row.reasons[:4])
-
-
-def _outcome(
-    verdict: Literal["passed", "failed", "undecided"],
-    rows: Sequence[RowMarks],
-    failures: list[FailingRow],
-    ranges: dict[MetricKey, MetricRange],
-    alpha: float,
-    note: str,
-) -> Outcome:
-    worst = sorted(failures, key=lambda f: (f.mark, f.row))[:FAILURES_IN_EVENT]
-    return Outcome(verdict, marks_with_intervals(rows, ranges, alpha), worst, len(rows), note)
 
 
 def marks_with_intervals(rows: Sequence[RowMarks], ranges: dict[MetricKey, MetricRange], alpha: float) -> Marks:

@@ -76,10 +76,13 @@ def rows_of(shards: dict[int, list[EvalScored]]) -> list[RowMarks]:
                 if mark.reason and mark.reason not in reasons.setdefault(mark.row, []):
                     reasons[mark.row].append(mark.reason)
         for row, metrics in sums.items():
-            values = {key: _mean([v for v in marks if v is not None]) for key, marks in metrics.items()}
+            values = {key: _mean(marks) for key, marks in metrics.items()}
             rows.append(RowMarks(row, shard, values, reasons.get(row, [])))
     return rows
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(marks: Sequence[float | None]) -> float | None:
+    if len(marks) == 1:
+        return marks[0]
+    given = [mark for mark in marks if mark is not None]
+    return sum(given) / len(given) if given else None

@@ -289,6 +289,7 @@ class RoundDecided(OfRound):
     marks: Marks
     gate: dict[str, Any]
     rows: int = Field(description="test prompts marked when it was decided")
+    sure_after: int = Field(0, description="test prompts after which it was certain; 0: it never was, or not told")
     note: str = ""
 
 
