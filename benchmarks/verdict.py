@@ -44,11 +44,12 @@ class Cell:
     kind: Kind
     spread: Spread
     gap: int
+    gate: float = GATE
 
     @property
     def mean(self) -> float:
         """The model's true mean mark."""
-        return GATE + self.gap / 100
+        return self.gate + self.gap / 100
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Told:
     """Whether any of the five rounds was said to have passed, or failed."""
 
 
-def spec_of(kind: Kind) -> MigrationSpec:
+def spec_of(cell: Cell) -> MigrationSpec:
     """A spec with that gate at 95 %."""
-    gate: dict[str, Any] = {"absolute": {"judge.mark": GATE}} if kind == "absolute" else {}
-    if kind == "parity":
+    gate: dict[str, Any] = {"absolute": {"judge.mark": cell.gate}}
+    if cell.kind == "parity":
         gate = {"parity": {"margin": 100 * MARGIN}}
     return MigrationSpec.model_validate(
         {
@@ -94,7 +95,7 @@ class Marks:
 
     def __init__(self, cell: Cell, chance: random.Random) -> None:
         self._cell, self._chance = cell, chance
-        self._bar = GATE + MARGIN
+        self._bar = cell.gate + MARGIN
         if cell.spread != "binary":
             own, bar = shape_of(cell.mean, float(cell.spread)), shape_of(self._bar, float(cell.spread))
             self._own = own
@@ -173,7 +174,7 @@ def migration(cell: Cell, spec: MigrationSpec, seed: str) -> Told:
 
 def measure(cell: Cell, migrations: int) -> dict[str, Any]:
     """One line of the result: shares of migrations, and mean calls of round 0 as a share of the paper's."""
-    spec = spec_of(cell.kind)
+    spec = spec_of(cell)
     told = [migration(cell, spec, f"{cell} {seed}") for seed in range(migrations)]
     first = Counter(one.first for one in told)
     mean_calls = sum(one.calls for one in told) / migrations

@@ -39,6 +39,6 @@ def test_clear_cases_are_told_right_and_cheaply() -> None:
 
 def test_a_simulation_can_be_run_again() -> None:
     cell = Cell("absolute", "binary", 10)
-    spec = spec_of(cell.kind)
+    spec = spec_of(cell)
     assert migration(cell, spec, "7") == migration(cell, spec, "7")
     assert len({migration(cell, spec, str(seed)).calls for seed in range(8)}) > 1
