@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
+from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.marks import MetricKey, RowMarks, from_unit, ranges_of, rows_of, to_unit
-from services.verdict.statistics import Wealth, alpha_of_round, confidence_sequence
+from services.verdict.statistics import Wealth, confidence_sequence
 
 MOST_ABSTAINED = 0.1
 """Share of prompts without a mark beyond which a round cannot pass."""

@@ -55,11 +55,6 @@ class Wealth:
         return math.log(1 / alpha / self._total) / math.log(self._total) * self._taken
 
 
-def alpha_of_round(confidence: float, number: int) -> float:
-    """The error spent on round `number` (0-based): (1 - confidence) * 6 / (pi^2 * (number + 1)^2), summing to all."""
-    return (1 - confidence) * 6 / (math.pi**2 * (number + 1) ** 2)
-
-
 def refuted(values: Iterable[float], m: float, alpha: float, *, above: bool) -> bool:
     """Whether the values refute "the mean is at most m" (`above`) or "at least m"."""
     wealth = Wealth(m, above=above)

@@ -24,8 +24,9 @@ from llamaduo.events import (
     WorkFailed,
 )
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.resolution import alpha_of_round
 from services.verdict.deciding import due
-from services.verdict.statistics import Wealth, alpha_of_round, confidence_sequence, refuted
+from services.verdict.statistics import Wealth, confidence_sequence, refuted
 from tests.simulated import START, dataset, generated, learner, requested, row_names, scored, simulate, trained
 
 
