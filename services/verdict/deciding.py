@@ -32,6 +32,7 @@ from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_mar
 
 BASE = Candidate(kind="base")
 SERVICE = Candidate(kind="service")
+NEAREST = Candidate(kind="nearest")
 
 
 def due(view: MigrationView, now: datetime) -> list[Event]:
@@ -63,7 +64,7 @@ def _ask(
 ) -> list[Event]:
     spec = view.spec
     assert spec is not None
-    model = ReferencesRequested if candidate.kind == "service" else ResponsesRequested
+    model = ReferencesRequested if candidate in (SERVICE, NEAREST) else ResponsesRequested
     return [
         model(
             migration=view.migration,
@@ -83,7 +84,7 @@ def _ask(
 
 
 def _baselines(view: MigrationView, spec: MigrationSpec) -> list[Event]:
-    """The untrained base and the service LLM itself answer the test split once, at the start."""
+    """The untrained base, the service LLM itself and the nearest train rows answer the test split once, at first."""
     data = view.dataset(0)
     if data is None:
         return []
@@ -92,6 +93,7 @@ def _baselines(view: MigrationView, spec: MigrationSpec) -> list[Event]:
     return [
         *_ask(view, data, SERVICE, "test", range(_shards(rows, size))),
         *_ask(view, data, BASE, "test", range(_shards(base_rows, size))),
+        *_ask(view, data, NEAREST, "test", range(_shards(rows, size))),
     ]
 
 
@@ -159,7 +161,7 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
         of = _shards(holdout, size)
         events += _ask(view, data, passed.candidate, "holdout", range(of))
         waiting = not _complete(view, spec, passed.candidate, "holdout", of, now)
-    for candidate in (BASE, SERVICE):
+    for candidate in (BASE, SERVICE, NEAREST):
         of = len(view.asked(candidate.key, "test"))
         waiting = waiting or not _complete(view, spec, candidate, "test", of, now)
     if spec.promotion == "auto" and view.alias is None:
@@ -263,6 +265,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
     candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
     if view.passed is not None:
         candidates += [(view.passed.candidate.key, "holdout"), ("base", "test"), ("service", "test")]
+        candidates.append((NEAREST.key, "test"))
     for key, split in candidates:
         if split == "test" and key.startswith("round-") and view.decision(int(key[6:])) is not None:
             continue

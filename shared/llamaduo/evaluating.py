@@ -16,7 +16,7 @@ from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import PermanentError
-from llamaduo.evaluators import Evaluator, Score, Scored, Task
+from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
 from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
 from llamaduo.settings import ServiceSettings
 
@@ -76,6 +76,8 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             metrics=evaluator.metrics,
         )
         skipped = isinstance(event, ResponsesGenerated) and (event.skipped or event.responses is None)
+        # What copying an answer would give is worth knowing where it costs nothing.
+        skipped = skipped or (event.candidate.kind == "nearest" and evaluator.cost_per_row != FREE)
         if skipped or event.responses is None or not view.undecided(event.candidate, event.split):
             return [scored.model_copy(update={"skipped": True})]
         rows = load_shard(await read_bytes(await work.bus.artifacts(), event.responses))

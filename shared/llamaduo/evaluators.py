@@ -13,6 +13,9 @@ from llamaduo.datasets import ShardRow
 from llamaduo.events import CallCounts, MetricRange, WorkSpan
 from llamaduo.migrations.spec import MigrationSpec
 
+FREE = "free"
+"""What `cost_per_row` says of an evaluator that pays nobody: it marks baselines too that a paid one is spared."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -59,7 +62,7 @@ class Evaluator:
     version: str
     metrics: dict[str, MetricRange]
     score: ScoreTask
-    cost_per_row: str = "free"
+    cost_per_row: str = FREE
     concurrency: int = 1
 
 

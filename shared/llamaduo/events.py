@@ -69,15 +69,18 @@ class Adapter(Part):
 
 
 class Candidate(Part):
-    """Who answers: the untrained base, the service LLM itself, or the adapter of a round."""
+    """Who answers: the untrained base, the service LLM itself, or the adapter of a round.
 
-    kind: Literal["base", "service", "adapter"]
+    `nearest` is no model: it copies the answer of the train row whose prompt is most alike.
+    """
+
+    kind: Literal["base", "service", "adapter", "nearest"]
     round: int | None = None
     adapter: Adapter | None = None
 
     @property
     def key(self) -> str:
-        """`base`, `service` or `round-<n>`; part of ids."""
+        """`base`, `service`, `nearest` or `round-<n>`; part of ids."""
         return f"round-{self.round}" if self.kind == "adapter" else self.kind
 
 
@@ -233,7 +236,7 @@ class ResponsesRequested(ShardAsked):
 
 
 class ReferencesRequested(ShardAsked):
-    """One shard of prompts for the service LLM itself: the bar to reach."""
+    """One shard of prompts for the service LLM itself, the bar to reach, or for the nearest train row's answer."""
 
     type: Literal["references.requested"] = "references.requested"
 

@@ -132,6 +132,16 @@ def test_the_smallest_gap_is_told_in_most_simulated_rounds(spread: Spread, devia
     assert finer["round0_passed"] < 0.7
 
 
+def test_a_model_no_better_than_copying_the_nearest_row_is_a_warning() -> None:
+    def warned(share: float) -> bool:
+        report = build_report(fold(simulate(learner(share), budgets={"rounds": 1})), START)
+        assert report.nearest_row["exact-match"]["exact"].n == 200
+        return any("nearest train row" in warning for warning in report.warnings)
+
+    assert warned(0.15)
+    assert not warned(0.6)
+
+
 def test_marks_far_above_the_holdouts_are_a_warning() -> None:
     log = complete_log()
     assert not any("aimed at test failures" in w for w in build_report(fold(log), at(500)).warnings)

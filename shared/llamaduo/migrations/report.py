@@ -141,6 +141,10 @@ class Report(Part):
     ended_at: datetime | None = None
     base_model: BaseModelPart = BaseModelPart()
     service_llm: ServiceLLMPart = ServiceLLMPart()
+    nearest_row: Marks = Field(
+        default_factory=dict,
+        description="what no training gives: the most alike train row's answer copied; marked by free evaluators",
+    )
     gate: dict[str, Any] = Field(default_factory=dict)
     rounds: list[RoundPart] = Field(default_factory=list)
     passed_round: int | None = None
@@ -335,6 +339,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
             judge=_named(spec.judge_llm) if spec else None,
             marks=marks_so_far(view, "service", "test"),
         ),
+        nearest_row=marks_so_far(view, "nearest", "test"),
         gate=spec.gate.model_dump(mode="json") if spec else {},
         rounds=rounds,
         passed_round=passed.round if passed else None,

@@ -104,7 +104,13 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _metrics(report: Report) -> list[tuple[str, str]]:
     """All (evaluator, metric) pairs; those of required evaluators first."""
-    every = [report.base_model.marks, report.service_llm.marks, report.holdout, *(r.marks for r in report.rounds)]
+    every = [
+        report.base_model.marks,
+        report.nearest_row,
+        report.service_llm.marks,
+        report.holdout,
+        *(r.marks for r in report.rounds),
+    ]
     pairs = {(evaluator, metric) for marks in every for evaluator, metrics in marks.items() for metric in metrics}
     required = {part.name for part in report.evaluators if part.role == "required"}
     return sorted(pairs, key=lambda pair: (pair[0] not in required, pair))
@@ -114,6 +120,7 @@ def _candidates(report: Report) -> list[tuple[str, str, Marks]]:
     """(label, kind, marks) in the order of the chart."""
     return [
         ("base model", "base", report.base_model.marks),
+        ("nearest row", "nearest", report.nearest_row),
         *((f"round {part.number}", "round", part.marks) for part in report.rounds),
         ("holdout", "holdout", report.holdout),
         ("service LLM", "service", report.service_llm.marks),

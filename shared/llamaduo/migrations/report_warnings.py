@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from urllib.parse import urlsplit
 
 from llamaduo.events import (
@@ -13,6 +14,7 @@ from llamaduo.events import (
     ResponsesGenerated,
 )
 from llamaduo.migrations.fold import MigrationView
+from llamaduo.migrations.intervals import mean_by_row
 from llamaduo.migrations.report_trust import TrustPart
 from llamaduo.migrations.spec import MigrationSpec
 
@@ -28,6 +30,7 @@ def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks], trust:
     return [
         *_who_the_service_llm_was(view.spec),
         *_small_test_set(view, marks_by_round, trust),
+        *_no_better_than_copying(view, marks_by_round),
         *_aimed_too_narrowly(trust),
         *_disagreeing(trust),
         *_silent(view),
@@ -91,6 +94,25 @@ def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks], tr
             for part in trust.resolution
             if part.prompts_to_decide is not None and part.prompts_to_decide > part.prompts
         ]
+    return found
+
+
+def _no_better_than_copying(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+    decided = [number for number in marks_by_round if view.decision(number) is not None]
+    if not decided or view.spec is None:
+        return []
+    last, found = max(decided), []
+    for evaluator in view.spec.required:
+        scored = [event for shard in view.scored("nearest", "test", evaluator).values() for event in shard]
+        for metric, rows in sorted(mean_by_row(scored)[0].items()):
+            trained, copied = marks_by_round[last].get(evaluator, {}).get(metric), fmean(rows.values())
+            scale = _scales(view).get((evaluator, metric), MetricRange())
+            if trained is None or (trained.mean > copied) == scale.higher_is_better:
+                continue
+            found.append(
+                f"{evaluator}.{metric} of round {last} is {trained.mean:.3g}; copying the nearest train row's answer "
+                f"gives {copied:.3g}: training has added nothing that this shows"
+            )
     return found
 
 
