@@ -138,6 +138,7 @@ def llm_judge(client: ServiceLLMClient | None) -> Evaluator:
         metrics={metric: MetricRange(low=0, high=100) for metric in METRICS},
         score=score,
         cost_per_row="one service LLM call an answer",
+        noisy=True,
     )
 
 

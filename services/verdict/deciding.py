@@ -17,6 +17,7 @@ from llamaduo.events import (
     EvalPassed,
     Event,
     MarkedSplit,
+    MarksRequested,
     MigrationCancelled,
     MigrationCompleted,
     MigrationStopped,
@@ -117,6 +118,8 @@ def _round(
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
     outcome = judge_round(spec, number, of, local, service)
     if outcome.verdict == "waiting":
+        if outcome.repeat:
+            return _ask_again(view, spec, candidate, outcome, of)
         ahead = prefix_length(local) + shards_ahead(spec.marking, outcome)
         return _ask(view, data, candidate, "test", range(min(of, ahead)))
     shared = {
@@ -131,6 +134,25 @@ def _round(
     if outcome.verdict == "passed":
         return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
     return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
+
+
+def _ask_again(
+    view: MigrationView, spec: MigrationSpec, candidate: Candidate, outcome: Outcome, of: int
+) -> list[Event]:
+    """Repeats of marks: one shard first, to learn how noisy the judge is, then as far ahead as a verdict takes."""
+    done = outcome.seen[-1].shard + 1 if outcome.seen else 0
+    ahead = shards_ahead(spec.marking, outcome) if done else 1
+    events: list[Event] = []
+    for shard, answered in sorted(view.generated(candidate.key, "test").items()):
+        if shard >= min(of, done + ahead) or answered.responses is None:
+            continue
+        for name in outcome.noisy:
+            events.append(
+                MarksRequested(
+                    **answered.place(), evaluator=name, repeat=outcome.repeat, responses=answered.responses
+                )
+            )
+    return events
 
 
 def shards_ahead(marking: Marking, outcome: Outcome) -> int:
@@ -278,4 +300,13 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                         f"evaluator {name!r} has not marked shard {shard} of {key} for "
                         f"{spec.marking.silent_after_s:g} s: is it running?"
                     )
+    for asked in view.of_type(MarksRequested):
+        if view.decision(asked.candidate.round or 0) is not None or now - max(asked.at, resumed) < limit:
+            continue
+        marked = view.scored(asked.candidate.key, asked.split, asked.evaluator).get(asked.shard, [])
+        if not any(scored.repeat == asked.repeat for scored in marked):
+            return (
+                f"evaluator {asked.evaluator!r} has not marked shard {asked.shard} of {asked.candidate.key} again "
+                f"for {spec.marking.silent_after_s:g} s: is it running?"
+            )
     return None

@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
 from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import MigrationSpec
+from services.verdict.criteria import Criterion, criteria_of
 from services.verdict.marks import MetricKey, RowMarks, from_unit, ranges_of, rows_of, to_unit
-from services.verdict.statistics import Wealth, confidence_sequence
+from services.verdict.repeating import could_decide, marked_again, noise_by_metric, noisy_evaluators
+from services.verdict.statistics import confidence_sequence
 
-MOST_ABSTAINED = 0.1
-"""Share of prompts without a mark beyond which a round cannot pass."""
 FAILURES_IN_EVENT = 100
-
-
-@dataclass
-class Criterion:
-    """One thing the gate asks of the mean, on [0, 1]."""
-
-    name: str
-    metric: MetricKey
-    threshold: float
-    paired: bool
-    values: list[float] = field(default_factory=list)
-    abstained: int = 0
-
-    def __post_init__(self) -> None:
-        self.above = Wealth(self.threshold, above=True)
-        self.below = Wealth(self.threshold, above=False)
-
-    def take(self, value: float | None) -> None:
-        """One more prompt."""
-        if value is None:
-            self.abstained += 1
-            return
-        self.values.append(value)
-        self.above.take(value)
-        self.below.take(value)
-
-    @property
-    def trusted(self) -> bool:
-        """Whether few enough prompts went unmarked."""
-        total = len(self.values) + self.abstained
-        return total > 0 and self.abstained <= MOST_ABSTAINED * total
 
 
 @dataclass(frozen=True)
@@ -63,6 +32,10 @@ class Outcome:
     more: float = math.inf
     """While waiting: about how many more prompts it takes; infinite where nothing points to an end."""
     note: str = ""
+    repeat: int = 0
+    """While waiting: the repeat that is waited for; 0: the first marks."""
+    noisy: Sequence[str] = ()
+    """Evaluators to ask for that repeat."""
 
     @property
     def rows(self) -> int:
@@ -75,24 +48,6 @@ class Outcome:
         return marks_with_intervals(self.seen, self.ranges, self.alpha)
 
 
-def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> list[Criterion]:
-    """What the gate asks, once the metrics' ranges are known. ValueError for a metric nobody declared."""
-    criteria = []
-    for key, threshold in sorted(spec.gate.absolute.items()):
-        evaluator, metric = key.split(".")
-        limits = ranges.get((evaluator, metric))
-        if limits is None:
-            known = ", ".join(sorted(f"{e}.{m}" for e, m in ranges))
-            raise ValueError(f"the gate asks for {key}, which no evaluator gives; there are: {known}")
-        criteria.append(Criterion(key, (evaluator, metric), _clip(to_unit(threshold, limits)), paired=False))
-    if spec.gate.parity is not None:
-        bar = _clip((1 - spec.gate.parity.margin / 100) / 2)
-        criteria += [
-            Criterion(f"parity of {e}.{m}", (e, m), bar, paired=True) for e, m in sorted(ranges) if e in spec.required
-        ]
-    return criteria
-
-
 def judge_round(
     spec: MigrationSpec,
     number: int,
@@ -103,44 +58,99 @@ def judge_round(
     """Decide round `number` from its marked shards (`of` in all), in shard order, as soon as it is certain.
 
     `service` holds the service LLM's marks for the same shards, used where parity is asked. The answer depends
-    only on the unbroken prefix, so any replica, at any time, gives the same one.
+    only on the unbroken prefix, so any replica, at any time, gives the same one. Where all first marks leave it
+    undecided and `marking.repeats` allows, noisy evaluators are asked again as long as that could decide it. Each
+    such look is one more chance to be wrong: they share the round's error.
     """
-    ranges = ranges_of([s for shards in local.values() for s in shards])
-    criteria = criteria_of(spec, ranges) if ranges else []
-    alpha = alpha_of_round(spec.gate.confidence, number)
-    paired = any(c.paired for c in criteria)
-    seen: list[RowMarks] = []
-    failures: list[FailingRow] = []
-    sure_after = 0
+    noisy = noisy_evaluators(local)
+    looks = 1 + (spec.marking.repeats if noisy else 0)
+    alpha = alpha_of_round(spec.gate.confidence, number) / looks
+    samples, most = spec.generation.answers, looks - 1
+    first = Look(spec, alpha, marked_again(local, [], 0), service)
+    outcome = first.outcome(of, spec.marking.failures_wanted)
+    for repeat in range(1, looks):
+        if outcome.verdict != "undecided" or any(not c.trusted for c in first.criteria):
+            return outcome
+        if not could_decide(first.criteria, None, repeats=most, samples=samples, alpha=alpha):
+            return outcome
+        marked = marked_again(local, noisy, repeat)
 
-    def outcome(verdict: Literal["passed", "failed", "undecided"], note: str = "") -> Outcome:
-        worst = sorted(failures, key=lambda f: (f.mark, f.row))[:FAILURES_IN_EVENT]
-        return Outcome(verdict, seen, ranges, alpha, worst, sure_after, note=note)
+        def worth(shard: int, marked: dict[int, list[EvalScored]] = marked) -> bool:
+            """Whether going on after this shard, judged by the noise seen up to it, could still decide."""
+            scored = [one for n in range(shard + 1) for one in marked[n]]
+            noise = noise_by_metric(scored, first.ranges)
+            return could_decide(first.criteria, noise, repeats=most, samples=samples, alpha=alpha)
 
-    for shard in range(of):
-        if shard not in local or (paired and shard not in service):
-            missing = spec.marking.failures_wanted - len(failures)
-            more = missing * len(seen) / max(1, len(failures)) if sure_after else _more_needed(criteria, alpha)
-            return Outcome("waiting", seen, more=more)
-        bars = {row.row: row for row in rows_of({shard: service[shard]})} if paired else {}
-        for row in rows_of({shard: local[shard]}):
-            seen.append(row)
-            failing = _take_row(row, bars.get(row.row), criteria, ranges)
+        again = Look(spec, alpha, marked, service).outcome(of, 0, worth)
+        if again.verdict == "waiting":
+            return replace(again, repeat=repeat, noisy=noisy)
+        seen = [*again.seen, *first.seen[len(again.seen) :]]
+        outcome = replace(outcome, seen=seen, note=f"{outcome.note}; {len(again.seen)} prompts were marked again")
+        if again.verdict != "undecided":
+            note = f"certain after {again.sure_after} prompts were marked again"
+            return replace(outcome, verdict=again.verdict, sure_after=len(first.seen), note=note)
+        if len(again.seen) < len(first.seen):  # the judge is not noisy enough for more marks to tell anything
+            return outcome
+    return outcome
+
+
+class Look:
+    """The gamblers, and what they take from one set of marks."""
+
+    def __init__(
+        self,
+        spec: MigrationSpec,
+        alpha: float,
+        local: dict[int, list[EvalScored]],
+        service: dict[int, list[EvalScored]],
+    ) -> None:
+        self._alpha, self._local, self._service = alpha, local, service
+        self.ranges = ranges_of([s for shards in local.values() for s in shards])
+        self.criteria = criteria_of(spec, self.ranges) if self.ranges else []
+        self.seen: list[RowMarks] = []
+        self._failures: list[FailingRow] = []
+        self._sure_after = 0
+
+    def outcome(self, of: int, failures_wanted: int, worth: Callable[[int], bool] | None = None) -> Outcome:
+        """Take shard after shard until it is certain; `worth` says after each whether to go on."""
+        alpha, criteria = self._alpha, self.criteria
+        paired = any(c.paired for c in criteria)
+        for shard in range(of):
+            if shard not in self._local or (paired and shard not in self._service):
+                return Outcome("waiting", self.seen, more=self._more(failures_wanted))
+            self._take(shard, paired)
+            if not self._sure_after and all(c.above.sure(alpha) and c.trusted for c in criteria):
+                self._sure_after = len(self.seen)
+                return self._told("passed")
+            # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
+            if not self._sure_after and any(c.below.sure(alpha / len(criteria)) for c in criteria):
+                self._sure_after = len(self.seen)
+            if self._sure_after and len(self._failures) >= failures_wanted:
+                return self._told("failed")
+            if worth is not None and not worth(shard):
+                break
+        if self._sure_after:
+            return self._told("failed")
+        if any(not c.trusted for c in criteria):
+            return self._told("undecided", "too many answers went unmarked to pass")
+        return self._told("undecided", "the test set is too small to tell: the interval holds the gate")
+
+    def _take(self, shard: int, paired: bool) -> None:
+        bars = {row.row: row for row in rows_of({shard: self._service[shard]})} if paired else {}
+        for row in rows_of({shard: self._local[shard]}):
+            self.seen.append(row)
+            failing = _take_row(row, bars.get(row.row), self.criteria, self.ranges)
             if failing is not None:
-                failures.append(failing)
-        if not sure_after and all(c.above.sure(alpha) and c.trusted for c in criteria):
-            sure_after = len(seen)
-            return outcome("passed")
-        # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
-        if not sure_after and any(c.below.sure(alpha / len(criteria)) for c in criteria):
-            sure_after = len(seen)
-        if sure_after and len(failures) >= spec.marking.failures_wanted:
-            return outcome("failed")
-    if sure_after:
-        return outcome("failed")
-    if any(not c.trusted for c in criteria):
-        return outcome("undecided", "too many answers went unmarked to pass")
-    return outcome("undecided", "the test set is too small to tell: the interval holds the gate")
+                self._failures.append(failing)
+
+    def _more(self, failures_wanted: int) -> float:
+        if not self._sure_after:
+            return _more_needed(self.criteria, self._alpha)
+        return (failures_wanted - len(self._failures)) * len(self.seen) / max(1, len(self._failures))
+
+    def _told(self, verdict: Literal["passed", "failed", "undecided"], note: str = "") -> Outcome:
+        worst = sorted(self._failures, key=lambda f: (f.mark, f.row))[:FAILURES_IN_EVENT]
+        return Outcome(verdict, self.seen, self.ranges, self._alpha, worst, self._sure_after, note=note)
 
 
 def _more_needed(criteria: Sequence[Criterion], alpha: float) -> float:
@@ -186,7 +196,3 @@ def marks_with_intervals(rows: Sequence[RowMarks], ranges: dict[MetricKey, Metri
         mean = sum(values) / len(values)
         marks.setdefault(evaluator, {})[metric] = Interval(mean=mean, low=low, high=high, n=len(values))
     return marks
-
-
-def _clip(share: float) -> float:
-    return min(1.0, max(0.0, share))

@@ -46,6 +46,11 @@ class Wealth:
         """Whether "the mean is not beyond m" is refuted at level alpha."""
         return self._best >= 1 / alpha
 
+    @property
+    def log(self) -> float:
+        """Log of the wealth as it is now."""
+        return math.log(self._total) if self._total > 0 else -math.inf
+
     def more_needed(self, alpha: float) -> float:
         """About how many more values make it sure if wealth grows on as it did; infinite if it has not grown."""
         if self.sure(alpha):

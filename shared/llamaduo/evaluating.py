@@ -74,6 +74,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             version=evaluator.version,
             repeat=repeat,
             metrics=evaluator.metrics,
+            noisy=evaluator.noisy,
         )
         skipped = isinstance(event, ResponsesGenerated) and (event.skipped or event.responses is None)
         # What copying an answer would give is worth knowing where it costs nothing.

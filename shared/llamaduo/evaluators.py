@@ -56,7 +56,10 @@ ScoreTask = Callable[[Sequence[ShardRow], Task], Awaitable["list[Score] | Scored
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A named marker of answers. `version` is part of a mark's identity: raise it when marks would change."""
+    """A named marker of answers. `version` is part of a mark's identity: raise it when marks would change.
+
+    `noisy`: asked again about the same answer it may mark it differently, so repeats can tell something.
+    """
 
     name: str
     version: str
@@ -64,6 +67,7 @@ class Evaluator:
     score: ScoreTask
     cost_per_row: str = FREE
     concurrency: int = 1
+    noisy: bool = False
 
 
 def evaluator(

@@ -274,6 +274,9 @@ class EvalScored(OfShard):
     evaluator: str
     version: str
     repeat: int = 0
+    noisy: bool = Field(
+        False, description="whether this evaluator may mark the same answer differently when asked again"
+    )
     metrics: dict[str, MetricRange] = Field(default_factory=dict)
     marks: list[RowMark] = Field(default_factory=list)
     skipped: bool = False

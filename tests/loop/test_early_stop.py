@@ -64,6 +64,25 @@ async def test_a_real_loop_makes_about_as_many_judge_calls_as_the_simulation(
     await until(all_accounted_for, seconds=30, what="every call that the emulator counted in an event")
 
 
+async def test_a_judge_without_noise_is_asked_again_for_one_shard_only(loop: tuple[Bus, str]) -> None:
+    """The emulator marks an answer always alike: the shard that shows it is bought anew, and no other."""
+    bus, url = loop
+    spec = spec_of(
+        url,
+        gate={"absolute": {"llm-judge.similarity": 46}},
+        evaluators=["llm-judge"],
+        splits={"train": 60, "validation": 20, "test": 200, "holdout": 25},
+        marking={"repeats": 3},
+        budgets={"rounds": 1},
+    )
+    migration = await submit(bus, spec)
+    view = await until(lambda: ended(bus, migration), seconds=90, what="the end")
+    decided = view.decision(0)
+    assert decided is not None and decided.verdict == "undecided" and "25 prompts were marked again" in decided.note
+    (again,) = [e for e in view.of_type(EvalScored) if e.repeat]
+    assert (again.shard, again.repeat, again.calls.made) == (0, 1, 25)
+
+
 def calls_of_round(view: MigrationView) -> int:
     """Judge calls for round 0's test rows. Two candidates that gave one answer share the call: it counts for each."""
     mine = [e for e in view.of_type(EvalScored) if e.candidate.key == "round-0" and e.split == "test"]

@@ -63,6 +63,7 @@ class EffortPart(Part):
 
     marked: int = Field(0, description="answers of the rounds that the required evaluators marked once")
     repeats: int = Field(0, description="answers that they marked again")
+    saved: int = Field(0, description="repeats of noisy evaluators that the spec allowed and that were not needed")
     fixed: int = Field(0, description="marks at the paper's fixed 4 answers a prompt and 10 marks an answer")
 
 
@@ -206,9 +207,12 @@ def _effort(view: MigrationView, spec: MigrationSpec) -> EffortPart:
 
     decided = [view.dataset(n) for n in view.rounds if view.decision(n) is not None]
     prompts = sum(data.rows.get("test", 0) for data in decided if data is not None)
+    repeats = sum(answers(event) for event in mine if event.repeat > 0)
+    allowed = spec.marking.repeats * sum(answers(event) for event in mine if event.repeat == 0 and event.noisy)
     return EffortPart(
         marked=sum(answers(event) for event in mine if event.repeat == 0),
-        repeats=sum(answers(event) for event in mine if event.repeat > 0),
+        repeats=repeats,
+        saved=max(0, allowed - repeats),
         fixed=prompts * PAPER_ANSWERS * PAPER_MARKS * len(spec.required),
     )
 

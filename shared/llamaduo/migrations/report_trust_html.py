@@ -63,7 +63,7 @@ def trust_section(report: Report) -> str:
     if effort.marked:
         parts.append(
             f"<p>The rounds took {effort.marked} marked answers and {effort.repeats} repeated marks of required "
-            f"evaluators; the paper's 4 answers a prompt and 10 marks an answer would have taken {effort.fixed}.</p>"
+            f"evaluators ({effort.saved} more were allowed and not needed); the paper's 4 answers a prompt and 10 marks an answer would have taken {effort.fixed}.</p>"
         )
     parts.append(
         "<p class='soft'>The service LLM is marked against the coverage answers. Where those are its own, this is "

@@ -113,6 +113,12 @@ class Marking(Strict):
     shard_rows: int = Field(25, ge=1, le=1_000)
     wave_shards: int = Field(2, ge=1, le=64, description="shards in a wave; at most two waves are asked ahead")
     failures_wanted: int = Field(30, ge=0, description="failing rows gathered before a sure fail is announced")
+    repeats: int = Field(
+        0,
+        ge=0,
+        le=9,
+        description="times a noisy evaluator may be asked again where its noise keeps a round undecided",
+    )
     silent_after_s: float = Field(3600, gt=0, description="a required evaluator silent this long stops it")
     baseline_rows: int = Field(0, ge=0, description="test rows the base model answers; 0: all")
 
