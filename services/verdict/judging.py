@@ -13,6 +13,7 @@ from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.criteria import Criterion, criteria_of
 from services.verdict.marks import MetricKey, RowMarks, from_unit, ranges_of, rows_of, to_unit
 from services.verdict.repeating import could_decide, marked_again, noise_by_metric, noisy_evaluators
+from services.verdict.slices import SliceFloors
 from services.verdict.statistics import confidence_sequence
 
 FAILURES_IN_EVENT = 100
@@ -107,9 +108,12 @@ class Look:
         self._alpha, self._local, self._service = alpha, local, service
         self.ranges = ranges_of([s for shards in local.values() for s in shards])
         self.criteria = criteria_of(spec, self.ranges) if self.ranges else []
+        self._floors = SliceFloors(spec.gate, self.ranges)
+        self._ways_to_fail = len(self.criteria) + len(self._floors.columns)
         self.seen: list[RowMarks] = []
         self._failures: list[FailingRow] = []
         self._sure_after = 0
+        self._note = ""
 
     def outcome(self, of: int, failures_wanted: int, worth: Callable[[int], bool] | None = None) -> Outcome:
         """Take shard after shard until it is certain; `worth` says after each whether to go on."""
@@ -119,33 +123,41 @@ class Look:
             if shard not in self._local or (paired and shard not in self._service):
                 return Outcome("waiting", self.seen, more=self._more(failures_wanted))
             self._take(shard, paired)
-            if not self._sure_after and all(c.above.sure(alpha) and c.trusted for c in criteria):
+            above = all(c.above.sure(alpha) and c.trusted for c in criteria)
+            last = shard == of - 1  # a part with few rows is asked nothing once there are no more to come
+            if not self._sure_after and above and not (self._floors.short if last else self._floors.open):
                 self._sure_after = len(self.seen)
                 return self._told("passed")
             # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
-            if not self._sure_after and any(c.below.sure(alpha / len(criteria)) for c in criteria):
+            own = alpha / self._ways_to_fail
+            missed = self._floors.missed(own)
+            if not self._sure_after and (missed or any(c.below.sure(own) for c in criteria)):
                 self._sure_after = len(self.seen)
+                self._note = f"{missed} is below its floor" if missed else ""
             if self._sure_after and len(self._failures) >= failures_wanted:
-                return self._told("failed")
+                return self._told("failed", self._note)
             if worth is not None and not worth(shard):
                 break
         if self._sure_after:
-            return self._told("failed")
+            return self._told("failed", self._note)
         if any(not c.trusted for c in criteria):
             return self._told("undecided", "too many answers went unmarked to pass")
+        if self._floors.short and all(c.above.sure(alpha) for c in criteria):
+            return self._told("undecided", f"below the floor, though not for sure: {', '.join(self._floors.short)}")
         return self._told("undecided", "the test set is too small to tell: the interval holds the gate")
 
     def _take(self, shard: int, paired: bool) -> None:
         bars = {row.row: row for row in rows_of({shard: self._service[shard]})} if paired else {}
         for row in rows_of({shard: self._local[shard]}):
             self.seen.append(row)
+            self._floors.take(row)
             failing = _take_row(row, bars.get(row.row), self.criteria, self.ranges)
             if failing is not None:
                 self._failures.append(failing)
 
     def _more(self, failures_wanted: int) -> float:
         if not self._sure_after:
-            return _more_needed(self.criteria, self._alpha)
+            return _more_needed(self.criteria, self._alpha, self._ways_to_fail)
         return (failures_wanted - len(self._failures)) * len(self.seen) / max(1, len(self._failures))
 
     def _told(self, verdict: Literal["passed", "failed", "undecided"], note: str = "") -> Outcome:
@@ -153,12 +165,12 @@ class Look:
         return Outcome(verdict, self.seen, self.ranges, self._alpha, worst, self._sure_after, note=note)
 
 
-def _more_needed(criteria: Sequence[Criterion], alpha: float) -> float:
+def _more_needed(criteria: Sequence[Criterion], alpha: float, ways_to_fail: int) -> float:
     """About how many more prompts a verdict takes: to pass on the slowest criterion, or to fail on the fastest."""
     if not criteria:
         return math.inf
     to_pass = max(c.above.more_needed(alpha) for c in criteria)
-    to_fail = min(c.below.more_needed(alpha / len(criteria)) for c in criteria)
+    to_fail = min(c.below.more_needed(alpha / ways_to_fail) for c in criteria)
     return min(to_pass, to_fail)
 
 

@@ -6,7 +6,7 @@ from llamaduo.evaluating import run_evaluator
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ from llamaduo.errors import PermanentError
 from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
 from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
 from llamaduo.settings import ServiceSettings
+
+LONGEST_VALUE = 80
 
 
 def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Score]) -> list[RowMark]:
@@ -55,6 +57,14 @@ def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Sc
         for metric in evaluator.metrics
         if (row.row, metric) not in marked
     ]
+
+
+def slices_of(rows: Sequence[ShardRow], columns: Iterable[str]) -> dict[str, dict[str, str]]:
+    """column -> row -> value of that `meta` column as text; rows that do not have it are left out."""
+    return {
+        column: {row.row: str(row.meta[column])[:LONGEST_VALUE] for row in rows if row.meta.get(column) is not None}
+        for column in columns
+    }
 
 
 def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]]]:
@@ -100,6 +110,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             scored.model_copy(
                 update={
                     "marks": marks_of(evaluator, rows, result.scores),
+                    "slices": slices_of(rows, spec.gate.slices),
                     "calls": result.calls,
                     "work": [*result.work, span],
                 }

@@ -279,6 +279,9 @@ class EvalScored(OfShard):
     )
     metrics: dict[str, MetricRange] = Field(default_factory=dict)
     marks: list[RowMark] = Field(default_factory=list)
+    slices: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="column of `meta` that the gate has a floor for -> row -> its value"
+    )
     skipped: bool = False
     calls: CallCounts = CallCounts()
     work: list[WorkSpan] = Field(default_factory=list)

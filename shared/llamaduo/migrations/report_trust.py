@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from itertools import combinations
 from statistics import NormalDist, fmean, variance
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.events import EvalScored, MarkedSplit, MetricRange
 from llamaduo.migrations.agreement import krippendorff_alpha, noise_of, repeated_marks
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.migrations.intervals import mean_by_row, scales_of
+from llamaduo.migrations.intervals import mean_by_row, scales_of, wilson
 from llamaduo.migrations.resolution import alpha_of_round, prompts_for, smallest_gap, spread_of
 from llamaduo.migrations.spec import MigrationSpec
 
@@ -78,12 +79,28 @@ class HoldoutPart(Part):
     higher_is_better: bool = True
 
 
+class SlicePart(Part):
+    """The rows that share a value of one `meta` column, where the gate has a floor for that column."""
+
+    column: str
+    value: str
+    name: str = Field(description="`evaluator.metric`")
+    n: int
+    mean: float
+    low: float = Field(description="of Wilson's interval at the gate's confidence, for this part alone and one look")
+    high: float
+    floor: float
+    state: Literal["above", "below", "too_few"] = Field(description="of its mean; below need not be for sure")
+    decides: bool = Field(description="whether it can keep the round from passing")
+
+
 class TrustPart(Part):
     """How far the marks can be trusted. Of the last round that has marks."""
 
     resolution: list[ResolutionPart] = Field(default_factory=list)
     agreement: list[AgreementPart] = Field(default_factory=list)
     noise: list[NoisePart] = Field(default_factory=list)
+    slices: list[SlicePart] = Field(default_factory=list, description="worst first")
     effort: EffortPart = EffortPart()
     holdout: list[HoldoutPart] = Field(default_factory=list)
 
@@ -98,6 +115,7 @@ def trust_of(view: MigrationView) -> TrustPart:
         resolution=_resolution(view, spec, marked[-1]) if marked else [],
         agreement=_agreement(view, marked[-1]) if marked else [],
         noise=_noise(view),
+        slices=_slices(view, spec, marked[-1]) if marked else [],
         effort=_effort(view, spec),
         holdout=_holdout(view, spec),
     )
@@ -182,6 +200,39 @@ def _agreement(view: MigrationView, number: int) -> list[AgreementPart]:
             )
         )
     return parts
+
+
+def _slices(view: MigrationView, spec: MigrationSpec, number: int) -> list[SlicePart]:
+    parts = []
+    for column, rule in sorted(spec.gate.slices.items()):
+        evaluator, metric = spec.gate.metric_of(column).split(".")
+        events = _events(view, f"round-{number}", "test", evaluator)
+        scale = _scales(view, evaluator).get(metric)
+        if scale is None:
+            continue
+        where = {row: value for event in events for row, value in event.slices.get(column, {}).items()}
+        by_value: dict[str, list[float]] = {}
+        for row, mark in mean_by_row(events)[0].get(metric, {}).items():
+            if row in where:
+                by_value.setdefault(where[row], []).append(mark)
+        for value, marks in sorted(by_value.items()):
+            told = wilson(marks, scale, spec.gate.confidence)
+            short = told.mean < rule.floor if scale.higher_is_better else told.mean > rule.floor
+            parts.append(
+                SlicePart(
+                    column=column,
+                    value=value,
+                    name=f"{evaluator}.{metric}",
+                    n=told.n,
+                    mean=round(told.mean, 4),
+                    low=round(told.low, 4),
+                    high=round(told.high, 4),
+                    floor=rule.floor,
+                    state="too_few" if told.n < rule.min_rows else "below" if short else "above",
+                    decides=rule.decides,
+                )
+            )
+    return sorted(parts, key=lambda part: part.mean)
 
 
 def _noise(view: MigrationView) -> list[NoisePart]:

@@ -59,11 +59,26 @@ def trust_section(report: Report) -> str:
     ]
     if rows:
         parts.append(table(["", "what", "", "answers"], rows, (2, 3)))
+    if trust.slices:
+        lines = [
+            [
+                escape(f"{part.column}: {part.value}"),
+                escape(part.name),
+                f"{part.mean:.3g} <span class='soft'>({part.low:.3g} to {part.high:.3g})</span>",
+                str(part.n),
+                f"{part.floor:.3g}",
+                {"too_few": "too few rows to ask"}.get(part.state, part.state),
+            ]
+            for part in trust.slices
+        ]
+        head = ["part of the test rows, worst first", "metric", "mean", "n", "floor", ""]
+        parts.append(table(head, lines, (2, 3, 4)))
     effort = trust.effort
     if effort.marked:
         parts.append(
             f"<p>The rounds took {effort.marked} marked answers and {effort.repeats} repeated marks of required "
-            f"evaluators ({effort.saved} more were allowed and not needed); the paper's 4 answers a prompt and 10 marks an answer would have taken {effort.fixed}.</p>"
+            f"evaluators; {effort.saved} more repeats were allowed and not needed. The paper's 4 answers a prompt "
+            f"and 10 marks an answer would have taken {effort.fixed}.</p>"
         )
     parts.append(
         "<p class='soft'>The service LLM is marked against the coverage answers. Where those are its own, this is "

@@ -33,6 +33,7 @@ def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks], trust:
         *_no_better_than_copying(view, marks_by_round),
         *_aimed_too_narrowly(trust),
         *_disagreeing(trust),
+        *_weak_parts(trust),
         *_silent(view),
         *_abstained(view),
         *_changed_evaluators(view),
@@ -122,6 +123,15 @@ def _aimed_too_narrowly(trust: TrustPart) -> list[str]:
         "rounds were aimed at test failures, so trust the holdout"
         for part in trust.holdout
         if (part.low > 0 if part.higher_is_better else part.high < 0)
+    ]
+
+
+def _weak_parts(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.name} is {part.mean:.3g} ({part.low:.3g} to {part.high:.3g}, n={part.n}) where {part.column} is "
+        f"{part.value!r}: below the floor of {part.floor:.3g}"
+        for part in trust.slices
+        if part.state == "below"
     ]
 
 

@@ -59,6 +59,15 @@ class Parity(Strict):
     margin: float = Field(gt=0, le=50)
 
 
+class Slice(Strict):
+    """A floor for each part of the test rows that shares a value of one `meta` column."""
+
+    floor: float = Field(description="smallest mean of any part, on the metric's own scale")
+    metric: str = Field("", description="`evaluator.metric`; may be left out where `absolute` has just one")
+    min_rows: int = Field(20, ge=2, description="test rows below which a part is only reported")
+    decides: bool = Field(False, description="whether a part below its floor keeps the round from passing")
+
+
 class Gate(Strict):
     """When a round passes: every absolute threshold is met and, if asked, parity holds."""
 
@@ -67,6 +76,7 @@ class Gate(Strict):
         description="`evaluator.metric`: smallest mean that passes, on the metric's own scale",
     )
     parity: Parity | None = None
+    slices: dict[str, Slice] = Field(default_factory=dict, description="column of `meta`: a floor for its worst part")
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")
@@ -76,7 +86,15 @@ class Gate(Strict):
         for key in self.absolute:
             if key.count(".") != 1:
                 raise ValueError(f"{key!r} is not `evaluator.metric`, e.g. exact-match.exact")
+        for column, part in self.slices.items():
+            if self.metric_of(column).count(".") != 1:
+                raise ValueError(f"slices.{column}.metric {part.metric!r} is not `evaluator.metric`")
         return self
+
+    def metric_of(self, column: str) -> str:
+        """The `evaluator.metric` whose floor a slice has; "" where it cannot be told."""
+        named = self.slices[column].metric
+        return named or (next(iter(self.absolute)) if len(self.absolute) == 1 else "")
 
 
 class Splits(Strict):
@@ -175,6 +193,10 @@ class MigrationSpec(Strict):
         for key in self.gate.absolute:
             if key.split(".")[0] not in required:
                 raise ValueError(f"gate {key!r}: {key.split('.')[0]!r} is not a required evaluator")
+        for column in self.gate.slices:
+            metric = self.gate.metric_of(column)
+            if metric.split(".")[0] not in required:
+                raise ValueError(f"slices.{column}: {metric.split('.')[0]!r} is not a required evaluator")
         return self
 
     @property
