@@ -216,12 +216,12 @@ def spec_keys(model: type[BaseModel] = MigrationSpec, before: str = "") -> dict[
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         inner = part_of(field.annotation)
-        listed = get_origin(field.annotation) is list
+        listed, mapped = get_origin(field.annotation) is list, get_origin(field.annotation) is dict
         optional = get_origin(field.annotation) in (Union, UnionType)
         if inner is None or listed or (optional and inner is ServiceLLM):
             found[before + name] = field
         if inner is not None and not (optional and inner is ServiceLLM):
-            found |= spec_keys(inner, f"{before}{name}{'[]' if listed else ''}.")
+            found |= spec_keys(inner, f"{before}{name}{'[]' if listed else '.COLUMN' if mapped else ''}.")
     return found
 
 

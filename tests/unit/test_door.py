@@ -50,7 +50,7 @@ SPECS: list[tuple[str, str, str]] = [
      "'exact-match.exact'? Or list it under `evaluators`, where there is exact-match, llm-judge)"),
     (GATE, "llm-judge.similarity: 60",
      "11: gate.absolute.llm-judge.similarity: llm-judge is not a required evaluator, and only those decide "
-     "(take `role: advisory` away from it)"),
+     "(take `role` away from it)"),
     (GATE, "exact: 0.7", "11: gate.absolute.exact: is not `evaluator.metric` (e.g. exact-match.exact)"),
     (GATE, "exact-match.exact: yes",
      "11: gate.absolute.exact-match.exact: must be a number, not true (yes, on and true are one value in YAML)"),

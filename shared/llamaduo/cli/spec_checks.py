@@ -28,13 +28,20 @@ class EvaluatorOnBus:
 
 
 def check_gate(found: SpecFile) -> None:
-    """UserInputError for a metric that a built-in evaluator does not give, or a threshold off its scale."""
-    for key, threshold in found.spec.gate.absolute.items():
+    """UserInputError for a metric that a built-in evaluator does not give, or a threshold or floor off its scale."""
+    gate = found.spec.gate
+    asked: list[tuple[tuple[str, ...], str, float]] = [
+        (("gate", "absolute", key), key, threshold) for key, threshold in gate.absolute.items()
+    ]
+    asked += [
+        (("gate", "slices", column, "floor"), gate.metric_of(column), part.floor)
+        for column, part in gate.slices.items()
+    ]
+    for path, key, threshold in asked:
         evaluator, _, metric = key.partition(".")
         metrics = METRICS.get(evaluator)
         if metrics is None:
             continue
-        path = ("gate", "absolute", key)
         scale = metrics.get(metric)
         if scale is None:
             near = did_you_mean(key, [f"{evaluator}.{name}" for name in metrics])

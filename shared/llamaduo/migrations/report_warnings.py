@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from urllib.parse import urlsplit
 
 from llamaduo.events import (
@@ -13,20 +14,27 @@ from llamaduo.events import (
     ResponsesGenerated,
 )
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.migrations.intervals import rows_to_decide
+from llamaduo.migrations.intervals import mean_by_row
+from llamaduo.migrations.report_trust import TrustPart
 from llamaduo.migrations.spec import MigrationSpec
 
 WIDE = 0.10
 """Half an interval, as a share of the scale, beyond which a test set is called small."""
 NEARLY_ALL = 0.95
+LITTLE_AGREEMENT = 0.4
+"""Below it two evaluators mark different things; Krippendorff asks for 0.67 before tentative conclusions."""
 
 
-def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks], trust: TrustPart) -> list[str]:
     """Warnings in the order a reader should see them; `marks_by_round` holds each round's test marks."""
     return [
         *_who_the_service_llm_was(view.spec),
-        *_small_test_set(view, marks_by_round),
+        *_small_test_set(view, marks_by_round, trust),
         *_vetoed_on_holdout(view),
+        *_no_better_than_copying(view, marks_by_round),
+        *_aimed_too_narrowly(trust),
+        *_disagreeing(trust),
+        *_weak_parts(trust),
         *_silent(view),
         *_abstained(view),
         *_changed_evaluators(view),
@@ -58,7 +66,7 @@ def _scales(view: MigrationView) -> dict[tuple[str, str], MetricRange]:
     }
 
 
-def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks], trust: TrustPart) -> list[str]:
     decided = [number for number in marks_by_round if view.decision(number) is not None]
     spec = view.spec
     if not decided or spec is None:
@@ -71,7 +79,6 @@ def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) ->
         return []
     for evaluator, metrics in sorted(marks_by_round[last].items()):
         for metric, interval in sorted(metrics.items()):
-            threshold = spec.gate.absolute.get(f"{evaluator}.{metric}")
             scale = _scales(view).get((evaluator, metric), MetricRange())
             width = scale.high - scale.low
             half = (interval.high - interval.low) / 2
@@ -81,10 +88,14 @@ def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) ->
                 f"{evaluator}.{metric} of round {last} is known to ±{half:.3g} only, from {interval.n} "
                 "prompts: a difference below that cannot be told"
             )
-            if threshold is not None and undecided:
-                wanted = rows_to_decide(interval.mean, threshold, scale, spec.gate.confidence)
-                text += f"; about {wanted} prompts would decide it" if wanted else ""
             found.append(text)
+    if undecided:
+        found += [
+            f"round {last} is undecided on {part.name}: {part.prompts} prompts tell a distance of "
+            f"{part.smallest_gap:.3g} from the gate; about {part.prompts_to_decide} prompts would decide it"
+            for part in trust.resolution
+            if part.prompts_to_decide is not None and part.prompts_to_decide > part.prompts
+        ]
     return found
 
 
@@ -109,6 +120,51 @@ def _vetoed_on_holdout(view: MigrationView) -> list[str]:
                 f"{name} would have vetoed on the holdout: {len(broken)} of {len(marked)} prompts violate it"
             )
     return found
+
+
+def _no_better_than_copying(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+    decided = [number for number in marks_by_round if view.decision(number) is not None]
+    if not decided or view.spec is None:
+        return []
+    last, found = max(decided), []
+    for evaluator in view.spec.required:
+        scored = [event for shard in view.scored("nearest", "test", evaluator).values() for event in shard]
+        for metric, rows in sorted(mean_by_row(scored)[0].items()):
+            trained, copied = marks_by_round[last].get(evaluator, {}).get(metric), fmean(rows.values())
+            scale = _scales(view).get((evaluator, metric), MetricRange())
+            if trained is None or (trained.mean > copied) == scale.higher_is_better:
+                continue
+            found.append(
+                f"{evaluator}.{metric} of round {last} is {trained.mean:.3g}; copying the nearest train row's answer "
+                f"gives {copied:.3g}: training has added nothing that this shows"
+            )
+    return found
+
+
+def _aimed_too_narrowly(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.name} is {part.test:.3g} on test rows and {part.holdout:.3g} on the holdout: more than chance; later "
+        "rounds were aimed at test failures, so trust the holdout"
+        for part in trust.holdout
+        if (part.low > 0 if part.higher_is_better else part.high < 0)
+    ]
+
+
+def _weak_parts(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.name} is {part.mean:.3g} ({part.low:.3g} to {part.high:.3g}, n={part.n}) where {part.column} is "
+        f"{part.value!r}: below the floor of {part.floor:.3g}"
+        for part in trust.slices
+        if part.state == "below"
+    ]
+
+
+def _disagreeing(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.one} and {part.other} hardly agree on {part.prompts} prompts (alpha {part.alpha:.2f})"
+        for part in trust.agreement
+        if part.alpha is not None and part.alpha < LITTLE_AGREEMENT and part.prompts >= 20
+    ]
 
 
 def _silent(view: MigrationView) -> list[str]:
