@@ -29,6 +29,14 @@ class InferenceSettings(ServiceSettings):
         description="largest adapter rank; unset: that of the migration (on a CPU more costs time)",
     )
     concurrency: int = Field(32, ge=1, le=1024, description="prompts in flight")
+    share_engine: bool = Field(
+        True,
+        description="whether a migration with another base model may take the engine while an alias is served; the "
+        "alias is not served meanwhile. Off: such work is refused",
+    )
+    return_after_s: float = Field(
+        10.0, ge=0, description="seconds without a request after which the engine goes back to an alias's base model"
+    )
     shards_at_once: int = Field(2, ge=1, le=16, description="shards answered side by side")
     api_host: str = Field("127.0.0.1", description="where the OpenAI endpoint of the served models listens")
     api_port: int = Field(0, ge=0, le=65535, description="0: a free port")

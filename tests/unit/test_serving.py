@@ -1,0 +1,215 @@
+"""What an alias means stays served: through changes of the engine, and after a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts
+from llamaduo.bus.connection import Bus
+from llamaduo.errors import AdapterRejected, PermanentError
+from llamaduo.events import Adapter, AdapterLoaded, AdapterPromoted, Event
+from llamaduo.migrations.fold import MigrationView, fold
+from services.inference.app import Inference
+from services.inference.engine import AdapterFiles, Generation, GenerationRequest, served_name
+from services.inference.settings import InferenceSettings
+from tests.adapter_files import write_adapter
+from tests.simulated import requested
+
+
+class Recorded:
+    """An engine that remembers what it is asked; each has an address of its own."""
+
+    def __init__(self, base: str, rank: int, number: int) -> None:
+        self.base, self.rank, self.base_url = base, rank, f"http://engine-{number}/v1"
+        self.names: list[str] = []
+        self.pinned: frozenset[str] = frozenset()
+        self.up = False
+
+    async def start(self) -> None:
+        self.up = True
+
+    async def stop(self) -> None:
+        self.up = False
+
+    def healthy(self) -> bool:
+        return self.up
+
+    def pin(self, names: frozenset[str]) -> None:
+        self.pinned = names
+
+    async def load(self, adapter: AdapterFiles) -> str:
+        if adapter.rank is not None and adapter.rank > self.rank:
+            raise AdapterRejected(f"rank {adapter.rank} is more than {self.rank}")
+        self.names.append(adapter.name)
+        return adapter.name
+
+    async def unload(self, name: str) -> None:
+        self.names.remove(name)
+
+    async def generate(self, prompts: Sequence[GenerationRequest]) -> list[Generation]:
+        return []
+
+
+@dataclasses.dataclass
+class Replica:
+    """An inference service without a bus: what it published, and every engine it started."""
+
+    inference: Inference
+    store: ArtifactStore
+    engines: list[Recorded]
+    published: list[Event]
+    bus: Bus
+
+    async def tick(self, *under_way: MigrationView) -> None:
+        await self.inference.hold(under_way)
+        await self.inference.adapters.load_aliases(self.bus)
+
+    async def work(self, base: str, rank: int = 8) -> None:
+        """Somebody's migration needs the engine on this base model."""
+        async with self.inference._engine_on(base, rank):
+            pass
+
+    def addresses(self, alias: Alias) -> list[str]:
+        loaded = [event for event in self.published if isinstance(event, AdapterLoaded)]
+        return [event.url for event in loaded if event.name == alias.name]
+
+    @property
+    def problem(self) -> str | None:
+        return self.inference.adapters.problem()
+
+
+@dataclasses.dataclass(frozen=True)
+class Alias:
+    """A promoted adapter on the log."""
+
+    name: str
+    events: tuple[Any, ...]
+
+
+def start(tmp_path: Path, **settings: Any) -> Replica:
+    given = InferenceSettings(state_dir=tmp_path / "state", replica="one", return_after_s=0, **settings)
+    engines: list[Recorded] = []
+    published: list[Event] = []
+    store = ObjectStoreArtifacts(f"file://{tmp_path}/store")
+
+    async def make(base: str, rank: int) -> Recorded:
+        engines.append(Recorded(base, rank, len(engines) + 1))
+        return engines[-1]
+
+    async def artifacts() -> ArtifactStore:
+        return store
+
+    async def publish(event: Event) -> bool:
+        published.append(event)
+        return True
+
+    bus = cast("Bus", SimpleNamespace(artifacts=artifacts, publish=publish))
+    return Replica(Inference(given, make), store, engines, published, bus)
+
+
+async def promoted(replica: Replica, tmp_path: Path, base: str, *, rank: int = 8) -> Alias:
+    """An alias whose adapter is in the store, as the log has it; nothing has loaded it here."""
+    migration = f"m-{base}"
+    files = write_adapter(tmp_path / migration, {"model.q": (2, 2)}, rank=rank, seed=len(base))
+    refs = {path.name: await replica.store.put_file(path, "") for path in files.folder.iterdir()}
+    adapter = Adapter(digest=files.digest, files=refs, base_model=base, base_digest="0" * 64, rank=rank)
+    name = served_name(migration, 0, files.digest)
+    submission = requested(migration, base_model=base, name=f"alias-{base}")
+    promotion = AdapterPromoted(
+        migration=migration, round=0, alias=f"alias-{base}", adapter=adapter, name=name, by="a", why="b"
+    )
+    for event in (submission, promotion):
+        replica.inference.aliases.take(event)
+    return Alias(name, (submission, promotion))
+
+
+async def test_a_higher_rank_on_the_same_base_brings_the_alias_back_at_its_new_address(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    alias = await promoted(replica, tmp_path, "small", rank=16)
+    await replica.tick()
+    await replica.work("small", rank=32)
+    assert replica.engines[-1].names == []
+    assert "alias-small is not loaded yet" in (replica.problem or "")
+    await replica.tick()
+    assert replica.engines[-1].names == [alias.name]
+    assert replica.addresses(alias) == ["http://engine-1/v1", "http://engine-2/v1"]
+    assert replica.engines[-1].pinned == {alias.name}
+    assert replica.problem is None
+    await replica.tick()
+    assert len(replica.addresses(alias)) == 2
+
+
+async def test_work_of_a_lower_rank_never_starts_an_engine_too_small_for_the_alias(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    await promoted(replica, tmp_path, "small", rank=16)
+    await replica.work("small", rank=8)
+    await replica.tick()
+    assert (len(replica.engines), replica.problem) == (1, None)
+
+
+async def test_another_base_takes_the_engine_and_gives_it_back(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    alias = await promoted(replica, tmp_path, "small")
+    await replica.tick()
+    other = fold([requested("m-2", base_model="large")])
+    await replica.work("large")
+    await replica.tick(other)
+    assert replica.inference.room.base == "large"
+    assert replica.problem == "alias alias-small is not served while the engine holds large: it needs small"
+    await replica.tick()
+    assert replica.engines[-1].base == "small"
+    assert replica.problem is None
+    assert replica.addresses(alias) == ["http://engine-1/v1", "http://engine-3/v1"]
+
+
+async def test_with_an_engine_that_is_not_shared_other_work_is_refused_by_name(tmp_path: Path) -> None:
+    replica = start(tmp_path, share_engine=False)
+    await promoted(replica, tmp_path, "small")
+    await replica.tick()
+    with pytest.raises(PermanentError, match=r"alias-small on small.*LLAMADUO_SHARE_ENGINE"):
+        await replica.work("large")
+    await replica.work("small", rank=64)
+    assert replica.inference.room.base == "small"
+
+
+async def test_a_restart_with_aliases_on_two_bases_starts_one_engine_and_says_what_is_missing(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    older = await promoted(replica, tmp_path, "small")
+    newer = await promoted(replica, tmp_path, "large")
+    await replica.tick()
+    await replica.tick()
+    assert [engine.base for engine in replica.engines] == ["large"]
+    assert replica.addresses(older) == []
+    assert replica.addresses(newer) == ["http://engine-1/v1"]
+    assert replica.problem == "alias alias-small is not served while the engine holds large: it needs small"
+
+
+async def test_an_alias_that_cannot_be_loaded_does_not_keep_others_back_and_is_named(tmp_path: Path) -> None:
+    replica = start(tmp_path, max_rank=8)
+    refused = await promoted(replica, tmp_path, "small", rank=64)
+    replica.inference.aliases.now["other"] = dataclasses.replace(
+        replica.inference.aliases.now["alias-small"],
+        promoted=refused.events[1].model_copy(
+            update={
+                "alias": "other",
+                "name": "x",
+                "adapter": refused.events[1].adapter.model_copy(update={"rank": 8}),
+            }
+        ),
+    )
+    await replica.tick()
+    assert replica.engines[-1].names == ["x"]
+    assert replica.problem == "alias alias-small is not loaded yet: rank 64 is more than 8"
+    assert replica.addresses(refused) == []
+
+
+async def test_an_engine_is_started_for_a_migration_before_it_asks(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    await replica.tick(fold([requested("m-1", base_model="small", recipe={"rank": 4})]))
+    assert [(engine.base, engine.rank) for engine in replica.engines] == [("small", 4)]
