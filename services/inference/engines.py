@@ -15,14 +15,15 @@ from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
 from llamaduo.events import Adapter
+from llamaduo.vllm_environment import Device, NoVllm, vllm_device
 from services.inference.adapter_check import read_base_shapes
 from services.inference.adapter_store import AdapterStore
-from services.inference.engine import AdapterFiles, InferenceEngine
+from services.inference.engine import AdapterFiles, EngineNotReady, InferenceEngine
 from services.inference.fake_engine import FakeEngine
 from services.inference.remote_server import RemoteServer
 from services.inference.settings import InferenceSettings
 from services.inference.vllm_engine import BaseModel, EngineLimits, Refetch, VllmEngine
-from services.inference.vllm_process import VllmOptions, VllmProcess, detect_device
+from services.inference.vllm_process import VllmOptions, VllmProcess
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +36,19 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
     if settings.inference_engine == "fake":
         return FakeEngine(delay_s=settings.fake_delay_s)
     state = settings.state_dir.resolve()
-    device = detect_device()
+    by_url = settings.inference_engine == "url"
+    # Where a server of somebody else's runs is not known: the CPU's needs are the safe ones.
+    device: Device = "cpu" if by_url else await asyncio.to_thread(_device, settings.vllm_python.absolute())
     limits = EngineLimits(
         max_adapters=settings.max_adapters,
         max_rank=rank,
         concurrency=settings.concurrency,
-        # Where a server of somebody else's runs is not known: the CPU's needs are the safe ones.
-        take_turns=device == "cpu" or settings.inference_engine == "url",
+        take_turns=device == "cpu",
         host=settings.api_host,
         port=settings.api_port,
     )
     store = AdapterStore(state / "served")
-    if settings.inference_engine == "url":
+    if by_url:
         server = RemoteServer(settings.engine_url or "")
         return VllmEngine(server, BaseModel("", None, None), store, limits, refetch)
     base = await resolve(base_model, state / "models")
@@ -64,6 +66,14 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
     )
     shapes = await asyncio.to_thread(read_base_shapes, base.folder)
     return VllmEngine(VllmProcess(options), BaseModel(base.name, base.digest, shapes), store, limits, refetch)
+
+
+def _device(python: Path) -> Device:
+    """What this vLLM was built for. A driver's tool on the path says nothing of that."""
+    try:
+        return vllm_device(python)
+    except NoVllm as error:
+        raise EngineNotReady(f"{error}: make setup", delay=60) from error
 
 
 class EngineRoom:

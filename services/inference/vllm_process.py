@@ -12,9 +12,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llamaduo.errors import UserInputError
+from llamaduo.vllm_environment import Device
 from services.inference.adapter_check import SERVABLE_RANKS
 from services.inference.engine import EngineNotReady
 from services.inference.vllm_client import VllmClient, until_silent
@@ -30,10 +30,11 @@ _PASSED_ON_PREFIXES = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KM
 class VllmOptions:
     """How vLLM is started.
 
-    `python` is the interpreter of vLLM's own environment, `model` the base model's folder, `model_name` the name
-    the untrained base is served under. `max_adapters` are loaded at once, of rank `max_rank` at most; `max_length`
-    counts the tokens of prompt and answer. `dtype` is vLLM's (`float32`, `bfloat16` …); `auto` is the model's own,
-    but float32 on a CPU that has no instructions for products of bfloat16 matrices and is slower with them.
+    `python` is the interpreter of vLLM's own environment, `device` what its vLLM was built for, `model` the base
+    model's folder, `model_name` the name the untrained base is served under. `max_adapters` are loaded at once, of
+    rank `max_rank` at most; `max_length` counts the tokens of prompt and answer. `dtype` is
+    vLLM's (`float32`, `bfloat16` …); `auto` is the model's own, but float32 on a CPU that has no instructions for
+    products of bfloat16 matrices and is slower with them.
     `kv_cache_gib` and `threads` are for the CPU, `gpu_memory` (a share) for CUDA.
     """
 
@@ -41,7 +42,7 @@ class VllmOptions:
     model: Path
     model_name: str
     log: Path
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     dtype: str = "auto"
     max_length: int = 2048
     max_adapters: int = 4
@@ -53,11 +54,6 @@ class VllmOptions:
     start_timeout_s: float = 300.0
     request_timeout_s: float = 300.0
     extra_arguments: tuple[str, ...] = ()
-
-
-def detect_device() -> Literal["cpu", "cuda"]:
-    """`cuda` where the NVIDIA driver's tool is there."""
-    return "cuda" if shutil.which("nvidia-smi") else "cpu"
 
 
 def command_line(options: VllmOptions, socket: Path) -> list[str]:
