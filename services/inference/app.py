@@ -28,7 +28,7 @@ from llamaduo.events import (
     WorkSpan,
 )
 from llamaduo.migrations.fold import MigrationView
-from services.inference.aliases import base_to_hold, before
+from services.inference.aliases import base_to_hold
 from services.inference.answering import requests_for, shard_of, shard_rows
 from services.inference.engine import InferenceEngine, served_name
 from services.inference.engines import MakeEngine, make_engine
@@ -96,22 +96,26 @@ class Inference:
 
     async def promote(self, event: EvalPassed | PromoteRequested | RollbackRequested, work: Work) -> Sequence[Event]:
         """Make the alias mean what passed, what an operator asked for, or what it meant before."""
+        # Whatever was trained or promoted before this was asked must be known here.
+        await work.mirror.up_to(work.seq)
         view = await work.view(event.migration)
         spec = view.spec
         assert spec is not None
         if isinstance(event, RollbackRequested):
-            earlier = before(view, event.round)
+            left = self.aliases.without(spec.name, event.migration, event.round)
+            earlier = left[-1] if left else None
             again: list[Event] = []
             if earlier is not None:
-                async with self._engine(view) as engine:
-                    _, again = await self._load(earlier, earlier.adapter, engine, work, [])
+                promoted = earlier.promoted
+                async with self._engine_on(earlier.base_model, promoted.adapter.rank) as engine:
+                    _, again = await self._load(promoted, promoted.adapter, engine, work, [])
             return [
                 *again,
                 AdapterRolledBack(
                     migration=event.migration,
                     round=event.round,
                     alias=spec.name,
-                    to=earlier.adapter if earlier else None,
+                    to=earlier.promoted.adapter if earlier else None,
                     by=event.by,
                     why=event.why,
                     command=event.command,
