@@ -21,7 +21,7 @@ from services.inference.adapter_store import AdapterStore
 from services.inference.engine import AdapterFiles, EngineNotReady, InferenceEngine
 from services.inference.fake_engine import FakeEngine
 from services.inference.remote_server import RemoteServer
-from services.inference.settings import InferenceSettings
+from services.inference.settings import InferenceSettings, engine_key
 from services.inference.vllm_engine import BaseModel, EngineLimits, Refetch, VllmEngine
 from services.inference.vllm_process import VllmOptions, VllmProcess
 
@@ -49,8 +49,9 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
     )
     store = AdapterStore(state / "served")
     if by_url:
-        server = RemoteServer(settings.engine_url or "")
-        return VllmEngine(server, BaseModel("", None, None), store, limits, refetch)
+        server = RemoteServer(settings.engine_url or "", api_key=engine_key(settings))
+        served = BaseModel(settings.engine_model or base_model, None, None, to_find=not settings.engine_model)
+        return VllmEngine(server, served, store, limits, refetch)
     base = await resolve(base_model, state / "models")
     options = VllmOptions(
         python=settings.vllm_python.absolute(),

@@ -43,7 +43,7 @@ def server() -> VllmStandIn:
 @pytest_asyncio.fixture
 async def engine(tmp_path: Path, server: VllmStandIn) -> AsyncIterator[VllmEngine]:
     limits = EngineLimits(max_adapters=2, max_rank=8, ready_wait_s=10)
-    engine = VllmEngine(server, BaseModel("", None, None), AdapterStore(tmp_path / "store"), limits)
+    engine = VllmEngine(server, BaseModel("base", None, None), AdapterStore(tmp_path / "store"), limits)
     await engine.start()
     yield engine
     await engine.stop()
@@ -290,7 +290,7 @@ async def test_the_endpoint_says_when_to_try_again(engine: VllmEngine, server: V
 async def test_an_existing_server_is_used_by_url(tmp_path: Path, server: VllmStandIn) -> None:
     await (await server.start()).close()
     remote = RemoteServer(f"{server.url}/v1", start_timeout_s=5)
-    engine = VllmEngine(remote, BaseModel("", None, None), AdapterStore(tmp_path / "store"))
+    engine = VllmEngine(remote, BaseModel("base", None, None), AdapterStore(tmp_path / "store"))
     await engine.start()
     one = await engine.load(adapter(tmp_path, 1))
     assert await said(engine, one) == f"{one} says 1 to hi"
@@ -304,7 +304,7 @@ async def test_no_server_at_a_url_is_said(tmp_path: Path, server: VllmStandIn) -
     await (await server.start()).close()
     await server.stop()
     remote = RemoteServer(server.url, start_timeout_s=0)
-    engine = VllmEngine(remote, BaseModel("", None, None), AdapterStore(tmp_path / "store"))
+    engine = VllmEngine(remote, BaseModel("base", None, None), AdapterStore(tmp_path / "store"))
     with pytest.raises(EngineNotReady, match="no vLLM answers at"):
         await engine.start()
 
