@@ -29,7 +29,7 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView
 from services.inference.aliases import base_to_hold
-from services.inference.answering import requests_for, shard_of, shard_rows
+from services.inference.answering import answers_cut, is_too_long, requests_for, shard_of, shard_rows
 from services.inference.engine import InferenceEngine, served_name
 from services.inference.engines import MakeEngine, make_engine
 from services.inference.serving import ServedAdapters
@@ -76,6 +76,8 @@ class Inference:
             update={
                 "responses": await put_bytes(store, body, "application/x-ndjson"),
                 "rows": len(rows),
+                "too_long": sum(is_too_long(generation) for generation in generations),
+                "cut": answers_cut(generations),
                 "input_tokens": sum(g.prompt_tokens for g in generations),
                 "output_tokens": sum(g.completion_tokens for g in generations),
                 "work": spans,

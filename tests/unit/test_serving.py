@@ -10,10 +10,20 @@ from typing import Any, cast
 
 import pytest
 
-from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts
+from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes, read_bytes
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.settling import Work
+from llamaduo.datasets import Message, dump_rows, load_shard, make_row
 from llamaduo.errors import AdapterRejected, PermanentError
-from llamaduo.events import Adapter, AdapterLoaded, AdapterPromoted, Event
+from llamaduo.events import (
+    Adapter,
+    AdapterLoaded,
+    AdapterPromoted,
+    Candidate,
+    Event,
+    ResponsesGenerated,
+    ResponsesRequested,
+)
 from llamaduo.migrations.fold import MigrationView, fold
 from services.inference.app import Inference
 from services.inference.engine import AdapterFiles, Generation, GenerationRequest, served_name
@@ -30,6 +40,7 @@ class Recorded:
         self.names: list[str] = []
         self.pinned: frozenset[str] = frozenset()
         self.up = False
+        self.answers: list[Generation] = []
 
     async def start(self) -> None:
         self.up = True
@@ -53,7 +64,7 @@ class Recorded:
         self.names.remove(name)
 
     async def generate(self, prompts: Sequence[GenerationRequest]) -> list[Generation]:
-        return []
+        return self.answers
 
 
 @dataclasses.dataclass
@@ -69,6 +80,17 @@ class Replica:
     async def tick(self, *under_way: MigrationView) -> None:
         await self.inference.hold(under_way)
         await self.inference.adapters.load_aliases(self.bus)
+
+    async def answer(self, asked: ResponsesRequested) -> ResponsesGenerated:
+        """A shard of a migration whose submission is the first thing known of it."""
+
+        async def view(migration: str) -> MigrationView:
+            return fold([requested(migration, base_model=self.engines[-1].base)])
+
+        work = cast("Work", SimpleNamespace(view=view, bus=self.bus))
+        (generated,) = await self.inference.answer(asked, work)
+        assert isinstance(generated, ResponsesGenerated)
+        return generated
 
     async def work(self, base: str, rank: int = 8) -> None:
         """Somebody's migration needs the engine on this base model."""
@@ -213,3 +235,24 @@ async def test_an_engine_is_started_for_a_migration_before_it_asks(tmp_path: Pat
     replica = start(tmp_path)
     await replica.tick(fold([requested("m-1", base_model="small", recipe={"rank": 4})]))
     assert [(engine.base, engine.rank) for engine in replica.engines] == [("small", 4)]
+
+
+async def test_answers_say_how_many_prompts_were_too_long_and_how_many_answers_were_cut(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    await replica.work("small", rank=16)
+    rows = [make_row([Message(role="user", content=c), Message(role="assistant", content="yes")]) for c in "abc"]
+    replica.engines[-1].answers = [
+        Generation(rows[0].id, ["yes"], ["length"], 1, 1),
+        Generation(rows[1].id, [""], ["prompt_too_long"], 0, 0),
+        Generation(rows[2].id, ["no"], ["stop"], 1, 1),
+    ]
+    stored = await put_bytes(replica.store, dump_rows(rows), "application/x-ndjson")
+    generated = await replica.answer(
+        ResponsesRequested(
+            migration="m-1", candidate=Candidate(kind="base"), split="test", shard=0, of=1, rows=stored, size=3
+        )
+    )
+    assert (generated.rows, generated.too_long, generated.cut) == (3, 1, 1)
+    assert generated.responses is not None
+    shard = load_shard(await read_bytes(replica.store, generated.responses))
+    assert [row.answers for row in shard] == [["yes"], [None], ["no"]]
