@@ -21,6 +21,7 @@ from services.inference.vllm_client import VllmClient, until_silent
 
 _GUARD = Path(__file__).with_name("vllm_guard.py")
 _LARGEST_LOG = 20 * 1024 * 1024
+_REAPED_WITHIN_S = 5.0
 # What vLLM may see of this service's environment: no key or token of anybody.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE_HOME", "USER")
 _PASSED_ON_PREFIXES = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "TORCH")
@@ -116,6 +117,15 @@ def _dtype(options: VllmOptions) -> str:
     return "auto" if cpu.exists() and "amx_bf16" in cpu.read_text() else "float32"
 
 
+async def _until_gone(group: int) -> None:
+    """Kills a process group and waits until nobody is in it; gives up where its dead are never reaped."""
+    deadline = time.monotonic() + _REAPED_WITHIN_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, signal.SIGKILL)
+            await asyncio.sleep(0.02)
+
+
 class VllmProcess:
     """One vLLM server at a time, with its guard."""
 
@@ -182,9 +192,9 @@ class VllmProcess:
                     guard.terminate()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(guard.wait(), 12)
-            # The guard leads the group. Should it have been killed, its group may still be there.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(guard.pid, signal.SIGKILL)
+            # A guard that ended by itself has left nothing. One that was killed, or stuck, leads a group that may
+            # still be there.
+            await _until_gone(guard.pid)
             await guard.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
