@@ -154,8 +154,9 @@ class Inference:
             try:
                 await self.hold(mirror.open())
                 done = await self.adapters.load_aliases(bus)
+                await self.adapters.remove_ended()
             except LlamaDuoError as error:
-                log.warning("the engine is not up yet: %s", error)
+                log.warning("the engine does not do what it should yet: %s", error)
                 done = False
             pause = 1.0 if done else min(pause * 2, LONGEST_PAUSE_S)
             await asyncio.sleep(pause)
@@ -220,7 +221,7 @@ def build(settings: InferenceSettings) -> Service:
             "inference-promotion": (inference.promote, 1),
         },
     )
-    service.on_event(inference.aliases.take)
+    service.on_event(inference.adapters.take)
     service.in_background(inference.keep_serving)
     service.ready_when(inference.adapters.problem)
     service.on_close(inference.room.close)

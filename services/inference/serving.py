@@ -1,17 +1,27 @@
-"""Which adapters the engine serves: they are fetched and loaded, what an alias means always, and announced."""
+"""Which adapters the engine serves: what an alias means always, others until their migration has ended."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import shutil
+from pathlib import Path
 
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.bus.connection import Bus
 from llamaduo.errors import LlamaDuoError
-from llamaduo.events import Adapter, AdapterLoaded
+from llamaduo.events import (
+    Adapter,
+    AdapterLoaded,
+    AdapterTrained,
+    AnyEvent,
+    MigrationCancelled,
+    MigrationCompleted,
+    MigrationStopped,
+)
+from services.inference.adapter_store import AdapterStore
 from services.inference.aliases import Aliases, Serving
-from services.inference.engine import AdapterFiles, InferenceEngine
+from services.inference.engine import AdapterFiles, InferenceEngine, served_name
 from services.inference.engines import EngineRoom, MakeEngine, fetch_adapter
 from services.inference.settings import InferenceSettings
 
@@ -30,14 +40,61 @@ class ServedAdapters:
         # In which engine an adapter was loaded: a changed engine is another one, and has lost it.
         self._loaded_in: dict[str, InferenceEngine] = {}
         self._refused: dict[str, str] = {}
+        self._trained: dict[str, dict[str, Adapter]] = {}
+        self._ended: set[str] = set()
+        self._to_remove: dict[str, Adapter] = {}
+        # An adapter's files are not removed while somebody checks and loads them.
+        self._files = asyncio.Lock()
+
+    def take(self, event: AnyEvent) -> None:
+        """One more event of the log: what aliases mean, whose adapters there are, and which are of no more use."""
+        self.aliases.take(event)
+        if isinstance(event, AdapterTrained):
+            name = served_name(event.migration, event.round, event.adapter.digest)
+            if event.migration in self._ended:
+                self._to_remove[name] = event.adapter
+            else:
+                self._trained.setdefault(event.migration, {})[name] = event.adapter
+        elif isinstance(event, MigrationCompleted | MigrationStopped | MigrationCancelled):
+            self._ended.add(event.migration)
+            self._to_remove |= self._trained.pop(event.migration, {})
 
     async def load(self, engine: InferenceEngine, store: ArtifactStore, adapter: Adapter, name: str) -> None:
         """Have the engine serve an adapter, and never drop what an alias means."""
         self._adapters[adapter.digest], self._store = adapter, store
+        # Somebody wants it after the end of its migration, to promote it.
+        self._to_remove.pop(name, None)
         engine.pin(self.aliases.served)
-        folder = self._settings.state_dir.resolve() / "adapters"
-        await engine.load(await fetch_adapter(store, adapter, name, folder))
+        async with self._files:
+            await engine.load(await fetch_adapter(store, adapter, name, self._fetched))
         self._loaded_in[name] = engine
+
+    @property
+    def _fetched(self) -> Path:
+        return self._settings.state_dir.resolve() / "adapters"
+
+    async def remove_ended(self) -> None:
+        """Unload what migrations that have ended left and no alias means, and remove its files; it can be fetched
+        again. RetryableError where the engine does not unload it now."""
+        async with self.room.as_it_is() as engine, self._files:
+            for name, adapter in list(self._to_remove.items()):
+                if name not in self.aliases.served:
+                    await self._remove(engine, name, adapter)
+                self._to_remove.pop(name, None)
+
+    async def _remove(self, engine: InferenceEngine | None, name: str, adapter: Adapter) -> None:
+        if engine is not None and self._loaded_in.get(name) is engine:
+            await engine.unload(name)
+        elif self._settings.inference_engine != "url":
+            # An engine of ours that had it has gone; one by URL may have it still, and would miss the files.
+            store = AdapterStore(self._settings.state_dir.resolve() / "served")
+            await asyncio.to_thread(store.drop, name)
+        self._loaded_in.pop(name, None)
+        kept = [serving.promoted.adapter for serving in self.aliases.now.values()]
+        kept += [other for adapters in self._trained.values() for other in adapters.values()]
+        if adapter.digest not in {other.digest for other in kept}:
+            self._adapters.pop(adapter.digest, None)
+            await asyncio.to_thread(shutil.rmtree, self._fetched / adapter.digest, ignore_errors=True)
 
     def announcement(
         self, migration: str, name: str, adapter: Adapter, number: int, engine: InferenceEngine

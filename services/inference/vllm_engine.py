@@ -169,10 +169,10 @@ class VllmEngine:
 
     async def unload(self, name: str) -> None:
         async with self._changing:
-            was_loaded = self._slots.is_loaded(name)
-            self._slots.forget(name)
-            if was_loaded and self._ready.is_set():
+            # Forgotten only once the server has let go of it: until then it may read the files again.
+            if self._slots.is_loaded(name) and self._ready.is_set():
                 await self.client_now().unload_adapter(name)
+            self._slots.forget(name)
             if not self._slots.is_in_use(name):
                 self._store.drop(name)
 

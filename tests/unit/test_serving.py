@@ -19,17 +19,21 @@ from llamaduo.events import (
     Adapter,
     AdapterLoaded,
     AdapterPromoted,
+    AdapterRolledBack,
+    AdapterTrained,
     Candidate,
     Event,
+    MigrationStopped,
     ResponsesGenerated,
     ResponsesRequested,
 )
 from llamaduo.migrations.fold import MigrationView, fold
+from services.inference.aliases import Aliases
 from services.inference.app import Inference
 from services.inference.engine import AdapterFiles, Generation, GenerationRequest, served_name
 from services.inference.settings import InferenceSettings
 from tests.adapter_files import write_adapter
-from tests.simulated import requested
+from tests.simulated import requested, trained
 
 
 class Recorded:
@@ -151,6 +155,10 @@ async def promoted(replica: Replica, tmp_path: Path, base: str, *, rank: int = 8
     return Alias(name, (submission, promotion))
 
 
+def stopped(migration: str) -> MigrationStopped:
+    return MigrationStopped(migration=migration, rule="rounds", reason="none passed")
+
+
 async def test_a_higher_rank_on_the_same_base_brings_the_alias_back_at_its_new_address(tmp_path: Path) -> None:
     replica = start(tmp_path)
     alias = await promoted(replica, tmp_path, "small", rank=16)
@@ -235,6 +243,64 @@ async def test_an_engine_is_started_for_a_migration_before_it_asks(tmp_path: Pat
     replica = start(tmp_path)
     await replica.tick(fold([requested("m-1", base_model="small", recipe={"rank": 4})]))
     assert [(engine.base, engine.rank) for engine in replica.engines] == [("small", 4)]
+
+
+def of(promotion: AdapterPromoted, migration: str, number: int) -> AdapterTrained:
+    """That adapter, as trained in another migration's round."""
+    return trained(number, migration).model_copy(update={"adapter": promotion.adapter})
+
+
+async def test_what_an_ended_migration_left_is_unloaded_and_removed(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    submission, promotion = (await promoted(replica, tmp_path, "small")).events
+    adapters, state = replica.inference.adapters, tmp_path / "state"
+    back = AdapterRolledBack(migration=submission.migration, round=0, alias="alias-small", to=None, by="", why="")
+    for event in (of(promotion, submission.migration, 0), back):
+        adapters.take(event)
+    await replica.work("small")
+    await adapters.load(replica.engines[-1], replica.store, promotion.adapter, promotion.name)
+    (state / "served" / promotion.name).mkdir(parents=True)
+    await adapters.remove_ended()
+    assert replica.engines[-1].names == [promotion.name]
+    adapters.take(stopped(submission.migration))
+    await adapters.remove_ended()
+    assert replica.engines[-1].names == []
+    assert list((state / "adapters").iterdir()) == []
+    # The engine removes its own copy once it has unloaded it; one of an engine that is gone is removed here.
+    assert (state / "served" / promotion.name).is_dir()
+    again = start(tmp_path)
+    for replayed in (stopped(submission.migration), of(promotion, submission.migration, 0)):
+        again.inference.adapters.take(replayed)
+    await again.inference.adapters.remove_ended()
+    assert list((state / "served").iterdir()) == []
+
+
+async def test_what_an_alias_or_another_migration_needs_stays(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    submission, promotion = (await promoted(replica, tmp_path, "small")).events
+    adapters = replica.inference.adapters
+    for event in (of(promotion, submission.migration, 0), stopped(submission.migration)):
+        adapters.take(event)
+    await replica.tick()
+    await adapters.remove_ended()
+    assert replica.engines[-1].names == [promotion.name]
+    adapters.take(of(promotion, "m-other", 1))
+    adapters.take(stopped("m-other"))
+    await adapters.remove_ended()
+    assert (tmp_path / "state" / "adapters" / promotion.adapter.digest).is_dir()
+
+
+async def test_an_adapter_that_is_loaded_to_be_promoted_after_the_end_is_not_removed(tmp_path: Path) -> None:
+    replica = start(tmp_path)
+    submission, promotion = (await promoted(replica, tmp_path, "small")).events
+    adapters = replica.inference.adapters
+    adapters.aliases = replica.inference.aliases = Aliases()
+    for event in (of(promotion, submission.migration, 0), stopped(submission.migration)):
+        adapters.take(event)
+    await replica.work("small")
+    await adapters.load(replica.engines[-1], replica.store, promotion.adapter, promotion.name)
+    await adapters.remove_ended()
+    assert replica.engines[-1].names == [promotion.name]
 
 
 async def test_answers_say_how_many_prompts_were_too_long_and_how_many_answers_were_cut(tmp_path: Path) -> None:
