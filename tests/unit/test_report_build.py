@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamaduo.events import AnyEvent, EvalFailed, MigrationCancelled, MigrationStopped, ResponsesGenerated
+from llamaduo.events import (
+    AdapterLoaded,
+    AnyEvent,
+    EvalFailed,
+    MigrationCancelled,
+    MigrationStopped,
+    ResponsesGenerated,
+)
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import Report, build_report, report_schema
 from tests.unit.synthetic_log import MIGRATION, at, complete_log, mishaps
@@ -34,6 +41,14 @@ def test_a_completed_migration() -> None:
     assert report.served is not None
     assert report.served.alias == "support-triage"
     assert report.served.urls == ["http://127.0.0.1:8001/v1"]
+
+
+def test_a_replica_whose_engine_changed_is_named_by_its_new_address() -> None:
+    first = next(e for e in LOG if isinstance(e, AdapterLoaded) and e.url.endswith(":8001/v1"))
+    moved = first.model_copy(update={"url": "http://127.0.0.1:9/v1", "at": LATER})
+    served = report_of([moved, *LOG]).served
+    assert served is not None
+    assert served.urls == ["http://127.0.0.1:9/v1"]
 
 
 def test_the_verdicts_interval_stands_and_other_evaluators_get_wilsons() -> None:

@@ -117,6 +117,20 @@ async def test_more_adapters_than_slots_make_room_and_come_back(
     assert sorted(server.adapters) == sorted([names[0], names[2]])
 
 
+async def test_files_stay_until_the_server_has_unloaded_the_adapter(
+    engine: VllmEngine, tmp_path: Path, server: VllmStandIn
+) -> None:
+    one = await engine.load(adapter(tmp_path, 1))
+    kept = tmp_path / "store" / one
+    server.unloads = False
+    with pytest.raises(RetryableError, match="did not unload"):
+        await engine.unload(one)
+    assert kept.is_dir()
+    server.unloads = True
+    await engine.unload(one)
+    assert (server.adapters, kept.exists()) == ({}, False)
+
+
 async def test_lost_files_are_put_back_before_the_adapter_is_used(engine: VllmEngine, tmp_path: Path) -> None:
     one = adapter(tmp_path, 1)
     await engine.load(one)

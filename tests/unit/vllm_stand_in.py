@@ -14,8 +14,9 @@ from services.inference.vllm_client import VllmClient
 class VllmStandIn:
     """Also a `Server` of the engine. Each start is a fresh server: adapters loaded before are gone.
 
-    `unchanged` are adapters that answer like the base. `breaks_at` requests, the engine breaks down. `root` is where
-    it says that its base model is from; with an `api_key` it answers nobody without.
+    `unchanged` are adapters that answer like the base. `breaks_at` requests, the engine breaks down. Without
+    `unloads` it keeps what it has. `root` is where it says that its base model is from; with an `api_key` it answers nobody
+    without.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class VllmStandIn:
         self.failing_starts = 0
         self.breaks_at: int | None = None
         self.hold: asyncio.Event | None = None
+        self.unloads = True
         self.root: str | None = None
         self.api_key: str | None = None
         self._broken = False
@@ -97,6 +99,8 @@ class VllmStandIn:
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if not self.unloads:
+            return web.Response(status=503)
         return web.Response(status=200 if self.adapters.pop(body["lora_name"], None) else 404)
 
     async def _chat(self, request: web.Request) -> web.Response:
