@@ -249,6 +249,8 @@ class ResponsesGenerated(OfShard):
     skipped: bool = False
     evaluators: list[str] = Field(default_factory=list)
     rows: int = 0
+    too_long: int = Field(0, description="prompts that did not fit the model's window and have no answer")
+    cut: int = Field(0, description="answers that ended at max_tokens")
     input_tokens: int = 0
     output_tokens: int = 0
     calls: CallCounts = CallCounts()

@@ -62,11 +62,19 @@ def test_a_broken_note_is_no_note(tmp_path: Path, text: str) -> None:
 def test_only_services_that_call_a_provider_get_keys(tmp_path: Path) -> None:
     plan = Plan(
         tmp_path,
-        environment={"OPENAI_API_KEY": "s", "AWS_SECRET": "s", "PATH": "/bin", "HF_TOKEN": "t", "B_KEY_FILE": "f"},
+        environment={
+            "OPENAI_API_KEY": "s",
+            "AWS_SECRET": "s",
+            "PATH": "/bin",
+            "HF_TOKEN": "t",
+            "B_KEY_FILE": "f",
+            "LLAMADUO_ENGINE_API_KEY": "e",
+        },
     )
     for service in (*SERVICES, *(f"judge-{name}" for name in ON_WISH)):
         environment = child_environment(plan, service, "nats://127.0.0.1:4")
         assert ("OPENAI_API_KEY" in environment) == (service in CALL_A_PROVIDER)
+        assert ("LLAMADUO_ENGINE_API_KEY" in environment) == (service == "inference")
         assert ("B_KEY_FILE" in environment) == (service in CALL_A_PROVIDER)
         assert environment["LLAMADUO_NATS_URL"] == "nats://127.0.0.1:4"
         assert environment["HF_TOKEN"] == "t"

@@ -142,7 +142,7 @@ SERVICES: dict[str, ServiceContract] = {
         "Fine-tunes a LoRA adapter on a round's data.",
         durables=(Durable("trainer", (DatasetReady,), attempts=3),),
         publishes=(AdapterTrained, *FAILURES),
-        reads=BROADCAST,
+        reads=(*BROADCAST, DatasetReady),
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, serves what was promoted.",
@@ -151,7 +151,7 @@ SERVICES: dict[str, ServiceContract] = {
             Durable("inference-promotion", (EvalPassed, PromoteRequested, RollbackRequested)),
         ),
         publishes=(ResponsesGenerated, AdapterPromoted, AdapterRolledBack, AdapterLoaded, *FAILURES),
-        reads=BROADCAST,
+        reads=(*BROADCAST, AdapterTrained, PromoteRequested, RollbackRequested),
     ),
     "judge": ServiceContract(
         "Runs one evaluator: marks shards of answers.",

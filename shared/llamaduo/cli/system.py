@@ -28,6 +28,8 @@ SERVICES: dict[str, tuple[str, ...]] = {
 }
 CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise")
 """The only services that are given the environment's API keys."""
+ENGINE_KEYS = ("LLAMADUO_ENGINE_API_KEY", "LLAMADUO_ENGINE_API_KEY_FILE")
+"""For inference alone."""
 VLLM_VARIABLE = "LLAMADUO_VLLM_PYTHON"
 NO_HEALTH = ("nats-server", "emulator")
 STARTING_S = 30.0
@@ -92,9 +94,8 @@ def is_key_name(name: str) -> bool:
 
 
 def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
-    """A service's environment: ours, without keys unless it calls a provider, and what it must know."""
-    allowed = service in CALL_A_PROVIDER
-    kept = {name: value for name, value in plan.environment.items() if allowed or not is_key_name(name)}
+    """A service's environment: ours, without the keys that it has no use for, and what it must know."""
+    kept = {name: value for name, value in plan.environment.items() if not is_key_name(name) or _needs(service, name)}
     return kept | {
         "LLAMADUO_STATE_DIR": str(plan.state),
         "LLAMADUO_NATS_URL": url,
@@ -104,6 +105,10 @@ def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **({VLLM_VARIABLE: str(vllm)} if (vllm := find_vllm_python(kept, Path.cwd())) else {}),
     }
+
+
+def _needs(service: str, key: str) -> bool:
+    return service == "inference" if key in ENGINE_KEYS else service in CALL_A_PROVIDER
 
 
 def find_vllm_python(environment: Mapping[str, str], root: Path) -> Path | None:

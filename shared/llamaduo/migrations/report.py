@@ -283,7 +283,9 @@ def _served(view: MigrationView) -> ServedPart | None:
     change = view.alias
     if not isinstance(change, AdapterPromoted):
         return None
-    urls = {loaded.url for loaded in view.loaded if loaded.digest == change.adapter.digest and loaded.url}
+    # A replica whose engine was changed says so again, at another address.
+    mine = [loaded for loaded in view.loaded if loaded.digest == change.adapter.digest]
+    urls = {loaded.replica: loaded.url for loaded in sorted(mine, key=lambda loaded: loaded.at)}
     return ServedPart(
         alias=change.alias,
         name=change.name,
@@ -291,7 +293,7 @@ def _served(view: MigrationView) -> ServedPart | None:
         round=change.round,
         by=change.by,
         why=change.why,
-        urls=sorted(urls),
+        urls=sorted({url for url in urls.values() if url}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks], trust:
         *_abstained(view),
         *_changed_evaluators(view),
         *_cut_rows(view),
+        *_cut_answers(view),
         *_rebought(view),
         *_refused(view),
     ]
@@ -212,6 +214,30 @@ def _cut_rows(view: MigrationView) -> list[str]:
                 "the recipe's max_length and lost their end or were left out"
             )
     return found
+
+
+def _cut_answers(view: MigrationView) -> list[str]:
+    """Too long prompts first: nobody marked them. Shards of test and holdout count together."""
+    too_long: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
+    for event in view.of_type(ResponsesGenerated):
+        key = event.candidate.key
+        too_long[key] += event.too_long
+        cut[key] += event.cut
+        rows[key] += event.rows
+    unanswered = [
+        f"{key}: {count} of {rows[key]} prompts did not fit the model's window and have no answer: "
+        "raise LLAMADUO_MAX_LENGTH of inference, if the model can, or shorten them"
+        for key, count in sorted(too_long.items())
+        if count
+    ]
+    ended = [
+        f"{key}: {count} answers to {rows[key]} prompts were cut at generation.max_tokens"
+        for key, count in sorted(cut.items())
+        if count
+    ]
+    return [*unanswered, *ended]
 
 
 def _rebought(view: MigrationView) -> list[str]:
