@@ -222,3 +222,24 @@ def test_unusable_calls_are_refused_when_they_are_made() -> None:
             migration="m",
             job="j",
         )
+
+
+async def test_two_services_and_two_migrations_with_one_key_share_its_limits() -> None:
+    """Whatever models they ask: requests in one case, tokens in the other."""
+    for limits, most in (({"requests_per_minute": 60}, 60), ({"tokens_per_minute": 60 * 15}, 60)):
+        clock, buckets = VirtualClock(), Buckets()
+        provider = FakeProvider(clock, latency=0.1)
+        judge = LLM.model_copy(update={**limits, "concurrency": 3})
+        teacher = judge.model_copy(update={"model": "openai:gpt-4o-mini", "concurrency": 7})
+        work = [
+            buckets.client(provider, clock, replica=service).ask_all(
+                [call(f"{service} {n}", llm=llm, migration=migration) for n in range(100)], FREE
+            )
+            for service, llm, migration in (("judge", judge, "m1"), ("synthesizer", teacher, "m2"))
+        ]
+        await clock.run(together(work))
+        times = [at for at, _ in provider.sends]
+        assert len(times) == 200
+        windows = [sum(at <= other <= at + 60 for other in times) for at in times]
+        assert max(windows) <= most
+        assert times[-1] - times[0] < 60 * 200 / most / 0.8

@@ -34,6 +34,9 @@ class ServiceLLM(Strict):
         description="name of the environment variable that holds the key; the key itself is never in a spec",
     )
     requests_per_minute: int = Field(600, ge=1, description="held across all replicas of all services")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="in and out together, held across all replicas of all services; None: no limit"
+    )
     concurrency: int = Field(16, ge=1, le=256, description="calls in flight of one replica")
     timeout_s: float = Field(120, gt=0, description="seconds one call may take")
     temperature: float | None = Field(None, ge=0, le=2, description="None: the provider's default")

@@ -26,25 +26,31 @@ async def change(
     step: Callable[[bytes | None], tuple[bytes | None, T]],
     clock: Clock,
     patience_s: float = PATIENCE_S,
+    in_doubt: Callable[[], None] | None = None,
 ) -> T:
     """Replace the value of `key` by what `step` makes of it; a new value of None leaves it as it is.
 
     `step` runs again after a conflict, and after a write whose acknowledgement was lost, so it must see by itself
-    that its change is already there. What it raises ends the change. RetryableError after `patience_s` seconds.
+    that its change is already there, or be told: `in_doubt` is called before it runs again after such a write. What
+    it raises ends the change. RetryableError after `patience_s` seconds.
     """
     deadline, pause = clock.now() + patience_s, _FIRST_PAUSE_S
     while True:
+        writing = False
         try:
             entry = await kv.get(key)
             value, result = step(entry.value if entry else None)
             if value is None:
                 return result
+            writing = True
             if entry is None:
                 await kv.create(key, value)
             else:
                 await kv.update(key, value, entry.revision)
             return result
         except (KeyConflict, *_AWAY) as error:
+            if in_doubt is not None and writing and not isinstance(error, KeyConflict):
+                in_doubt()
             if clock.now() >= deadline:
                 raise RetryableError(
                     f"the key-value store did not take a change of {key} in time: {error!r}"
