@@ -24,10 +24,10 @@ def _model_shorthand(value: Any) -> Any:
 
 
 class ServiceLLM(Strict):
-    """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; any compatible server by `base_url`."""
+    """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; another server by `base_url`."""
 
     model: str = Field(pattern=r"^[a-z0-9_-]+:.+$", description="provider:model, e.g. openai:gpt-4o")
-    base_url: str | None = Field(None, description="an OpenAI-compatible server, e.g. http://host:8000/v1")
+    base_url: str | None = Field(None, description="another server than the provider's own, e.g. http://host:8000/v1")
     api_key_env: str = Field(
         "OPENAI_API_KEY",
         pattern=r"^[A-Z][A-Z0-9_]*$",

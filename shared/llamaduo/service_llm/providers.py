@@ -1,5 +1,8 @@
 """Sends calls through pydantic-ai's models: any provider it knows, and any OpenAI-compatible server by URL.
 
+The provider's name decides how it is spoken to. Another server (`base_url`) is spoken to as that provider is, where
+that has a protocol of its own, else as OpenAI is.
+
 Importing this module is cheap; pydantic-ai is imported when the first call is sent, so an idle service does not carry
 it. No SDK retries: limits, retries and the ledger are the client's.
 """
@@ -21,6 +24,16 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 _CHAT_PROVIDERS = ("openai", "openai-chat")
+_OWN_CLIENT = {
+    "anthropic": ("ANTHROPIC_API_KEY", "base_url"),
+    "azure": ("AZURE_OPENAI_API_KEY", "azure_endpoint"),
+    "google": ("GOOGLE_API_KEY", "base_url"),
+    "mistral": ("MISTRAL_API_KEY", "base_url"),
+}
+"""Providers with one key: its usual variable, and how their client calls the address."""
+_OWN_ADDRESS = ("bedrock", "google-cloud")
+"""Providers whose address follows from an account; their credentials are the cloud's own."""
+_EXTRAS = {"google-cloud": "google", "azure": "openai"}
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _LONGEST_MESSAGE = 300
 
@@ -40,7 +53,7 @@ class ProviderSender:
             response = await model_request(
                 model,
                 _messages(call),
-                model_settings=_settings(call, idempotency_key),
+                model_settings=_settings(call, idempotency_key, model),
                 model_request_parameters=_parameters(call, model),
             )
         except Exception as error:
@@ -74,7 +87,7 @@ class ProviderSender:
 
     def _secret(self, llm: ServiceLLM) -> str:
         try:
-            key = api_key(llm, self._environment)
+            key = api_key(_with_own_key(llm), self._environment)
         except ServiceLLMMisconfigured:
             return ""
         return "" if key == NO_KEY else key
@@ -84,7 +97,15 @@ def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     from pydantic_ai.exceptions import UserError
 
     provider, _, name = llm.model.partition(":")
+    if provider in _OWN_ADDRESS and llm.base_url is not None:
+        raise ServiceLLMMisconfigured(
+            f"the address of {provider} follows from its own settings",
+            field="service_llm.base_url",
+            hint="leave base_url out; for an OpenAI-compatible server write openai:MODEL",
+        )
     try:
+        if provider in _OWN_CLIENT:
+            return _own_client(_with_own_key(llm), environment)
         if provider in _CHAT_PROVIDERS or llm.base_url is not None:
             return _openai_chat(llm, name, api_key(llm, environment))
         return _inferred(llm, environment)
@@ -92,10 +113,32 @@ def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
         raise ServiceLLMMisconfigured(
             f"the provider {provider!r} needs a package that is not installed",
             field="service_llm.model",
-            hint=f"pip install 'pydantic-ai-slim[{provider}]'; {error}",
+            hint=f"pip install 'pydantic-ai-slim[{_EXTRAS.get(provider, provider)}]'; {error}",
         ) from error
     except UserError as error:
         raise ServiceLLMMisconfigured(str(error), field="service_llm.model") from error
+
+
+def _with_own_key(llm: ServiceLLM) -> ServiceLLM:
+    """With the provider's usual variable where the spec names none; never another provider's key."""
+    provider = llm.model.partition(":")[0]
+    if provider not in _OWN_CLIENT or llm.api_key_env != _DEFAULT_KEY:
+        return llm
+    return llm.model_copy(update={"api_key_env": _OWN_CLIENT[provider][0]})
+
+
+def _own_client(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
+    """A model whose provider's client takes one key and, where given, an address."""
+    from pydantic_ai.models import infer_model
+    from pydantic_ai.providers import Provider, infer_provider_class
+
+    def provider_of(name: str) -> Provider[Any]:
+        make: Any = infer_provider_class(name)
+        address = {} if llm.base_url is None else {_OWN_CLIENT[name][1]: llm.base_url}
+        built: Provider[Any] = make(api_key=api_key(llm, environment), **address)
+        return built
+
+    return infer_model(llm.model, provider_of)
 
 
 def _openai_chat(llm: ServiceLLM, name: str, key: str) -> Model:
@@ -162,7 +205,7 @@ def _messages(call: Call) -> list[ModelMessage]:
     return built
 
 
-def _settings(call: Call, idempotency_key: str) -> ModelSettings:
+def _settings(call: Call, idempotency_key: str, model: Model) -> ModelSettings:
     from pydantic_ai.settings import ModelSettings
 
     settings = ModelSettings(
@@ -170,8 +213,9 @@ def _settings(call: Call, idempotency_key: str) -> ModelSettings:
         timeout=call.llm.timeout_s,
         request_timeout=call.llm.timeout_s,
         max_retries=0,
-        extra_headers={"Idempotency-Key": idempotency_key},
     )
+    if "extra_headers" not in model.unsupported_settings:
+        settings["extra_headers"] = {"Idempotency-Key": idempotency_key}
     if call.warmth is not None:
         settings["temperature"] = call.warmth
     if call.seed is not None:
