@@ -10,9 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from llamaduo.errors import PermanentError, RetryableError, ServiceLLMRefused, UserInputError
+from llamaduo.events import CallCounts
 from llamaduo.service_llm import (
     Answer,
     Call,
+    Mark100,
     Reply,
     SendFailed,
     ServiceLLMMisconfigured,
@@ -243,3 +245,43 @@ async def test_two_services_and_two_migrations_with_one_key_share_its_limits() -
         windows = [sum(at <= other <= at + 60 for other in times) for at in times]
         assert max(windows) <= most
         assert times[-1] - times[0] < 60 * 200 / most / 0.8
+
+
+class Marks(BaseModel):
+    reason: str
+    mark: Mark100
+
+
+async def test_what_was_wrong_with_answers_is_counted_once_where_they_were_bought() -> None:
+    clock, buckets = VirtualClock(), Buckets()
+    good = '{"reason": "r", "mark": 85}'
+    replies: dict[str, Reply] = {
+        "good": Reply(good, "stop", 10, 5),
+        "fraction": Reply('{"reason": "r", "mark": 87.5}', "stop", 10, 5),
+        "odd": Reply('{"reason": "r", "mark": "85/100"}', "stop", 10, 5),
+        "prose": Reply(f"Sure: {good}", "stop", 10, 5),
+        "cut": Reply(good[:12], "length", 10, 5),
+        "mumbled": Reply("I would say good.", "stop", 10, 5),
+        "empty": Reply(" ", "stop", 10, 5),
+        "refused": Reply("", "content_filter", 10, 5),
+    }
+    failures = {"patience": SendFailed("limited", "429", 0.1), "down": SendFailed("failed", "500")}
+
+    def reply(asked: Call) -> Reply | SendFailed:
+        text = asked.messages[-1]["content"]
+        if text == "never":
+            return SendFailed("refused", "400")
+        return failures.pop(text, None) or replies.get(text, replies["good"])
+
+    names = [*replies, *failures, "never"]
+    calls = [call(name, schema=Marks) for name in names]
+    client = buckets.client(FakeProvider(clock, reply=reply), clock)
+    counts = count_calls(await clock.run(client.ask_all(calls, FREE)))
+    expected = {"made": 10, "failed": 3, "limited": 1, "refused": 2, "cut": 1, "empty": 1, "odd": 2, "unreadable": 3}
+    assert {name: getattr(counts, name) for name in expected} == expected
+    assert counts.input_tokens == 100, "a refusal in words is paid"
+    again = count_calls(await clock.run(client.ask_all(calls[:-1], FREE)))
+    assert {name: getattr(again, name) for name in expected} == expected | {"failed": 2, "refused": 1}
+    others = [call(name, schema=Marks, job="another") for name in names[:-1]]
+    theirs = count_calls(await clock.run(client.ask_all(others, FREE)))
+    assert theirs == CallCounts(from_ledger=10)

@@ -18,10 +18,11 @@ from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import prices
 from llamaduo.service_llm.budget import Amount, BudgetHeld, Door
-from llamaduo.service_llm.call import Answer, Call
+from llamaduo.service_llm.call import Answer, Call, RefusedInWords
 from llamaduo.service_llm.clock import Clock, SystemClock, moment
 from llamaduo.service_llm.ledger import Attempt, Bought, Ledger, LedgerEntry
 from llamaduo.service_llm.pace import Slot
+from llamaduo.service_llm.parsing import shape_of
 from llamaduo.service_llm.permits import Permits, rate_key
 from llamaduo.service_llm.providers import ProviderSender
 from llamaduo.service_llm.sending import Reply, Send, SendFailed
@@ -304,7 +305,9 @@ class ServiceLLMClient:
     async def _no_answer(self, call: Call, budgets: Budgets, attempt: Attempt, failure: SendFailed) -> None:
         """Close the attempt. What may have been paid stays held; what was not is given back."""
         paid = failure.kind == "unknown"
-        await self._ledger.closed(call.key, attempt.id, "unknown" if paid else "failed", str(failure))
+        await self._ledger.closed(
+            call.key, attempt.id, "unknown" if paid else "failed", str(failure), limited=failure.kind == "limited"
+        )
         if not paid:
             await self._door.settle(call.migration, budgets, [attempt.id], Amount())
 
@@ -343,17 +346,16 @@ def _being_cancelled() -> bool:
 
 
 def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
-    """The entry's answer as this call's. ServiceLLMRefused where the provider refused in words, paid as it is."""
+    """The entry's answer as this call's. RefusedInWords where the provider refused, paid as it is."""
     bought = entry.answer
     if bought is None:
         raise RetryableError("the ledger has lost an answer")
-    if bought.finish_reason == "content_filter":
-        raise ServiceLLMRefused(f"{call.llm.model} refused to answer (content filter)")
     ours = [one for one in entry.attempts if one.job == call.job]
-    return Answer(
+    answer = Answer(
         key=call.key,
         text=bought.text,
         finish_reason=bought.finish_reason,
+        shape="asked" if call.schema is None else shape_of(bought.text, call.schema),
         input_tokens=bought.input_tokens,
         output_tokens=bought.output_tokens,
         money=bought.money,
@@ -361,6 +363,10 @@ def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
         own=bought.job == call.job,
         rebought=any(one.rebought for one in ours),
         failed=sum(one.outcome in ("failed", "unknown") for one in ours),
+        limited=sum(one.limited for one in ours),
         began=moment(bought.began),
         ended=moment(bought.ended),
     )
+    if bought.finish_reason == "content_filter":
+        raise RefusedInWords(f"{call.llm.model} refused to answer (content filter)", answer)
+    return answer

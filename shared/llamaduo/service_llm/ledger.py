@@ -40,6 +40,7 @@ class Attempt(BaseModel):
     rebought: bool = False
     outcome: Outcome = "open"
     error: str = ""
+    limited: bool = False
 
     @property
     def may_be_paid(self) -> bool:
@@ -167,15 +168,17 @@ class Ledger:
 
         return await change(self._kv, key, step, self._clock)
 
-    async def closed(self, key: str, attempt_id: str, outcome: Outcome, error: str) -> LedgerEntry:
-        """Write down that an attempt brought no answer; the entry."""
+    async def closed(
+        self, key: str, attempt_id: str, outcome: Outcome, error: str, *, limited: bool = False
+    ) -> LedgerEntry:
+        """Write down that an attempt brought no answer (`limited`: the provider asked for patience); the entry."""
 
         def step(value: bytes | None) -> tuple[bytes | None, LedgerEntry]:
             entry = _parsed(value)
             mine = entry.attempt(attempt_id)
             if mine is None or mine.outcome != "open":
                 return None, entry
-            mine.outcome, mine.error = outcome, error[:300]
+            mine.outcome, mine.error, mine.limited = outcome, error[:300], limited
             return _dumped(entry), entry
 
         return await change(self._kv, key, step, self._clock)
