@@ -173,6 +173,7 @@ class ServiceLLMClient:
 
     def _landed(self, key: str, task: asyncio.Task[LedgerEntry]) -> None:
         del self._flights[key]
+        self._ledger.forget(key)
         if not task.cancelled():
             task.exception()
 

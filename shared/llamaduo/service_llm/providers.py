@@ -132,10 +132,12 @@ def _own_client(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     from pydantic_ai.models import infer_model
     from pydantic_ai.providers import Provider, infer_provider_class
 
+    key = api_key(llm, environment)
+
     def provider_of(name: str) -> Provider[Any]:
         make: Any = infer_provider_class(name)
         address = {} if llm.base_url is None else {_OWN_CLIENT[name][1]: llm.base_url}
-        built: Provider[Any] = make(api_key=api_key(llm, environment), **address)
+        built: Provider[Any] = make(api_key=key, **address)
         return built
 
     return infer_model(llm.model, provider_of)
