@@ -26,16 +26,19 @@ def _model_shorthand(value: Any) -> Any:
 
 
 class ServiceLLM(Strict):
-    """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; any compatible server by `base_url`."""
+    """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; another server by `base_url`."""
 
     model: str = Field(pattern=MODEL_PATTERN, description="provider:model, e.g. openai:gpt-4o")
-    base_url: str | None = Field(None, description="an OpenAI-compatible server, e.g. http://host:8000/v1")
+    base_url: str | None = Field(None, description="another server than the provider's own, e.g. http://host:8000/v1")
     api_key_env: str = Field(
         "OPENAI_API_KEY",
         pattern=VARIABLE_PATTERN,
         description="name of the environment variable that holds the key; the key itself is never in a spec",
     )
     requests_per_minute: int = Field(600, ge=1, description="held across all replicas of all services")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="in and out together, held across all replicas of all services; None: no limit"
+    )
     concurrency: int = Field(16, ge=1, le=256, description="calls in flight of one replica")
     timeout_s: float = Field(120, gt=0, description="seconds one call may take")
     temperature: float | None = Field(None, ge=0, le=2, description="None: the provider's default")

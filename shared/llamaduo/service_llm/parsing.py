@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import from_json
 
+from llamaduo.service_llm.call import Shape
+
 S = TypeVar("S", bound=BaseModel)
 
 _FENCE = re.compile(r"^\s*```[a-zA-Z0-9_-]*\s*\n?|\n?\s*```\s*$")
@@ -76,6 +78,17 @@ def parse(text: str, schema: type[BaseModel]) -> tuple[list[BaseModel], list[str
             return parse_items(text, item, name)
     one, problems = parse_one(text, schema)
     return ([one] if one is not None else []), problems
+
+
+def shape_of(text: str, schema: type[BaseModel]) -> Shape:
+    """How a typed answer came: exactly as asked, otherwise but readable at least in part, or not at all."""
+    try:
+        value = json.loads(text)
+        if schema.model_validate(value).model_dump(mode="json") == value:
+            return "asked"
+    except (ValueError, RecursionError):
+        pass
+    return "odd" if parse(text, schema)[0] else "unreadable"
 
 
 def _item_of(annotation: Any) -> type[BaseModel] | None:
