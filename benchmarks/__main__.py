@@ -9,9 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 
-BENCHMARKS: dict[str, Callable[[bool], Awaitable[dict[str, Any]]]] = {"settling": settling}
+BENCHMARKS: dict[str, Callable[[bool], Awaitable[dict[str, Any]]]] = {
+    "contamination": contamination,
+    "settling": settling,
+}
 
 
 def main() -> None:
