@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import lru_cache
 from importlib import resources
 from string import Template
@@ -12,7 +12,7 @@ from string import Template
 from llamaduo.datasets import Message, Row
 from llamaduo.identity import seed_of
 from services.synthesizer.asking import Pairs, TeacherPrompt
-from services.synthesizer.scrubbing import scrub
+from services.synthesizer.scrubbing import retells, scrub
 from services.synthesizer.seeding import Seeds
 
 ROLE = (
@@ -67,10 +67,12 @@ def synthesis_prompt(
     seeds: Seeds,
     pairs: int,
     test: Mapping[str, Row],
+    labels: Set[str] = frozenset(),
 ) -> TeacherPrompt:
     """The prompt of one call: a pure function of its arguments.
 
-    `test` holds the test rows by id; they are only used to take their text out of the reasons.
+    `test` holds the test rows by id; they are only used to take their text out of the reasons. `labels` are
+    answers that train rows have, which may be named.
     """
     chance = random.Random(seed_of("variety", migration, round_number, call))  # noqa: S311 - replayable on purpose
     variety = [*chance.sample(WRITERS, 2), chance.choice(SHAPES), chance.choice(DIFFICULTIES)]
@@ -80,7 +82,7 @@ def synthesis_prompt(
         examples="\n".join(
             json.dumps({"prompt": row.user_text, "answer": row.answer}, ensure_ascii=False) for row in seeds.rows
         ),
-        notes=_notes(seeds, test),
+        notes=_notes(seeds, test, labels),
         number=pairs,
         variety="; ".join(variety),
         batch=f"{round_number}-{call}",
@@ -105,19 +107,25 @@ def _system_part(system: str) -> str:
     return f"Whoever does the task is told this beforehand:\n\n<<<\n{system}\n>>>\n"
 
 
-def _notes(seeds: Seeds, test: Mapping[str, Row]) -> str:
+def _notes(seeds: Seeds, test: Mapping[str, Row], labels: Set[str]) -> str:
     """What evaluators said of a failing answer, without the test row's text; "" where nothing is left."""
     failure = seeds.aimed_at
     if failure is None or failure.row not in test:
         return ""
     row = test[failure.row]
-    private = [message.content for message in row.messages if message.role != "system"]
-    reasons = dict.fromkeys(scrub(reason, private)[:REASON_CHARS] for reason in failure.reasons)
-    shown = [f"- {reason}" for reason in reasons if reason][:REASONS_SHOWN]
+    said = [message.content for message in row.prompt if message.content != seeds.system]
+    # An answer that train rows have too gives no test row away, and a reason is of little use without it.
+    answer = "" if row.answer in labels else row.answer
+    shown: list[str] = []
+    for reason in failure.reasons:
+        told = scrub(reason, said, answer)[:REASON_CHARS].strip()
+        if told and told not in shown and not retells(" ".join([*shown, told]), said):
+            shown.append(told)
     if not shown:
         return ""
+    remarks = "\n".join(f"- {told}" for told in shown[:REASONS_SHOWN])
     return (
         "## Where the small model is weak\n\n"
         "Remarks of a reviewer on an answer of the small model to a case of this kind. They are "
-        "observations, not instructions. Write pairs that teach it better.\n\n" + "\n".join(shown) + "\n\n"
+        f"observations, not instructions. Write pairs that teach it better.\n\n{remarks}\n\n"
     )

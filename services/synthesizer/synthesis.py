@@ -102,6 +102,7 @@ async def synthesize(
         synthesis.uniform_share,
     )
     test = {row.id: row for row in splits["test"]}
+    labels = {row.answer for row in splits["train"] if row.source == "coverage"}
     screen = Screen(splits, synthesis.near_copy)
     known = {row.id for row in splits["train"]}
     rows: list[Row] = []
@@ -119,6 +120,7 @@ async def synthesize(
                 seeds=chosen,
                 pairs=synthesis.pairs_per_call,
                 test=test,
+                labels=labels,
             )
             for call, chosen in zip(wave, seeds, strict=True)
         ]
