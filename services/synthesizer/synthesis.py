@@ -100,6 +100,7 @@ async def synthesize(
         failures,
         synthesis.strategy,
         synthesis.uniform_share,
+        synthesis.pairs_per_call,
     )
     test = {row.id: row for row in splits["test"]}
     labels = {row.answer for row in splits["train"] if row.source == "coverage"}

@@ -102,3 +102,17 @@ def test_500_messages_that_are_distinct_come_from_50_calls() -> None:
             if not any(fuzz.ratio(pair["prompt"], other) >= 90 for other in kept):
                 kept.append(pair["prompt"])
     assert len(kept) >= 500
+
+
+def test_cases_that_the_prompt_lists_are_kept_to() -> None:
+    cases = [("refund", "low"), ("setup", "high"), ("refund", None), ("damage", "normal")]
+    lines = [
+        f"{number}. answer with `{json.dumps({'intent': intent} | ({'urgency': urgency} if urgency else {}))}`, short"
+        for number, (intent, urgency) in enumerate(cases, start=1)
+    ]
+    listed = "\n".join(["Write exactly 4 new pairs.", *lines])
+    pairs = write_pairs(_request(listed))
+    answers = [json.loads(pair["answer"]) for pair in pairs]
+    assert [answer["intent"] for answer in answers] == [intent for intent, _ in cases]
+    assert [answer["urgency"] for answer in answers][:2] == ["low", "high"]
+    assert len(write_pairs(_request(listed.replace("4 new", "9 new")))) == 9

@@ -225,7 +225,13 @@ def test_waves_are_bounded_gapless_and_end(wanted: int, a_call: int, most: int, 
     assert not next_wave(synthesis, asked, kept, BARREN_WAVES)
 
 
-def plan(splits: dict[Split, list[Row]], *, share: float = 0.5, failures: list[FailingRow] | None = None) -> SeedPlan:
+def plan(
+    splits: dict[Split, list[Row]],
+    *,
+    share: float = 0.5,
+    failures: list[FailingRow] | None = None,
+    pairs: int = 10,
+) -> SeedPlan:
     return SeedPlan(
         MIGRATION,
         1,
@@ -234,20 +240,31 @@ def plan(splits: dict[Split, list[Row]], *, share: float = 0.5, failures: list[F
         failures_of(splits) if failures is None else failures,
         "targeted",
         share,
+        pairs,
     )
 
 
+def unlabelled(splits: dict[Split, list[Row]]) -> dict[Split, list[Row]]:
+    """The same prompts with answers of free text."""
+    return {
+        name: [row(one.user_text, f"Dear customer, {one.user_text[::-1]}") for one in members]
+        for name, members in splits.items()
+    }
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_uniform_share_of_calls_is_kept_at_every_length(share: float) -> None:
-    seeds = plan(some_splits(), share=share)
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_uniform_share_of_calls_is_kept_at_every_length(share: float, labels: bool) -> None:
+    splits = some_splits() if labels else unlabelled(some_splits())
+    seeds = plan(splits, share=share, failures=failures_of(splits, 20))
     uniform = 0
     for call in range(40):
-        uniform += seeds.seeds(call).aimed_at is None
+        uniform += not seeds.seeds(call).aimed_at
         assert uniform == int((call + 1) * share)
 
 
 def test_uniform_calls_use_every_train_row_equally_often() -> None:
-    splits = some_splits(train=20)
+    splits = unlabelled(some_splits(train=20))
     seeds = plan(splits, failures=[])
     leads = Counter(seeds.seeds(call).rows[0].id for call in range(40))
     assert set(leads.values()) == {2}
@@ -258,7 +275,7 @@ def test_uniform_calls_use_every_train_row_equally_often() -> None:
 
 
 def test_targeted_calls_show_train_rows_near_to_the_failing_row() -> None:
-    splits = some_splits(train=30)
+    splits = unlabelled(some_splits(train=30))
     target = splits["test"][0]
     words = target.user_text.split()
     chance = random.Random(1)
@@ -268,14 +285,13 @@ def test_targeted_calls_show_train_rows_near_to_the_failing_row() -> None:
     for call in range(10):
         chosen = seeds.seeds(call)
         assert {one.id for one in chosen.rows} <= {one.id for one in near}
-        assert chosen.aimed_at is not None
-        assert chosen.aimed_at.row == target.id
+        assert [failure.row for failure in chosen.aimed_at] == [target.id]
     assert len({tuple(one.id for one in seeds.seeds(call).rows) for call in range(10)}) > 3
 
 
 def test_unknown_failing_rows_leave_all_calls_uniform() -> None:
     seeds = plan(some_splits(), failures=[FailingRow(row="gone", mark=0)])
-    assert all(seeds.seeds(call).aimed_at is None for call in range(10))
+    assert not any(seeds.seeds(call).aimed_at for call in range(10))
 
 
 def test_examples_of_a_call_share_one_system_prompt_and_are_the_teams_own() -> None:
@@ -303,7 +319,7 @@ def test_examples_of_a_call_share_one_system_prompt_and_are_the_teams_own() -> N
 
 def test_a_prompt_says_all_a_teacher_needs() -> None:
     splits = some_splits()
-    seeds = Seeds(splits["train"][:2], "Be $brief & {exact}.", None)
+    seeds = Seeds(splits["train"][:2], "Be $brief & {exact}.")
     prompt = synthesis_prompt(
         migration=MIGRATION, round_number=1, call=4, task=" Sort $mail. ", seeds=seeds, pairs=7, test={}
     )
