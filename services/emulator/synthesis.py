@@ -1,4 +1,4 @@
-"""Answers a synthesis prompt: new message/record pairs, aimed at the intents of the examples given."""
+"""Answers a synthesis prompt with new pairs, of its cases or like its examples; and checks such pairs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from services.emulator.chat import ChatRequest, conversation_key
 from services.emulator.draws import draws
 from services.emulator.grammar import INTENTS, URGENCIES
 from services.emulator.likeness import is_near_copy
+from services.emulator.teacher import understand
 from services.emulator.writer import write_message
 
 DEFAULT_PAIRS = 5
@@ -94,3 +95,18 @@ def write_pairs(request: ChatRequest) -> list[dict[str, str]]:
                 pairs.append({"prompt": message.text, "answer": message.meaning.as_json()})
                 break
     return pairs
+
+
+def check_pairs(request: ChatRequest) -> list[dict[str, JsonValue]]:
+    """What it says of each numbered pair of the prompt: kept where the answer is the record it would give itself."""
+    checks: list[dict[str, JsonValue]] = []
+    for line in request.last_user_text().splitlines():
+        try:
+            pair: JsonValue = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(pair, dict) and isinstance(pair.get("number"), int):
+            keep = understand(str(pair.get("prompt"))).as_json() == pair.get("answer")
+            reason = "the answer is right" if keep else "the answer is another"
+            checks.append({"number": pair["number"], "reason": reason, "keep": keep})
+    return checks

@@ -60,9 +60,9 @@ def synthesis_prompt(
     """
     chance = random.Random(seed_of("variety", migration, round_number, call))  # noqa: S311 - replayable on purpose
     text = _template().substitute(
-        task=task.strip() or NO_TASK,
-        system=_system_part(seeds.system),
-        examples=_lines(seeds.rows),
+        task=task_part(task),
+        system=system_part(seeds.system),
+        examples=example_lines(seeds.rows),
         contrasts=_contrasts(seeds),
         cases=_cases(seeds),
         notes=_notes(seeds, test, labels),
@@ -94,14 +94,15 @@ def variety() -> Variety:
     return Variety(tuple(table["writers"]), tuple(table["shapes"]), tuple(table["difficulties"]), table["aimed"])
 
 
-def _lines(rows: Sequence[Row]) -> str:
+def example_lines(rows: Sequence[Row]) -> str:
+    """Rows as a teacher is shown them."""
     return "\n".join(json.dumps({"prompt": row.user_text, "answer": row.answer}, ensure_ascii=False) for row in rows)
 
 
 def _contrasts(seeds: Seeds) -> str:
     if not seeds.contrasts:
         return ""
-    return f"Easily mistaken for some of these, but other cases:\n\n{_lines(seeds.contrasts)}\n\n"
+    return f"Easily mistaken for some of these, but other cases:\n\n{example_lines(seeds.contrasts)}\n\n"
 
 
 def _cases(seeds: Seeds) -> str:
@@ -119,7 +120,13 @@ def _cases(seeds: Seeds) -> str:
     )
 
 
-def _system_part(system: str) -> str:
+def task_part(task: str) -> str:
+    """What the spec says of the task."""
+    return task.strip() or NO_TASK
+
+
+def system_part(system: str) -> str:
+    """The system prompt of the examples; "" for none."""
     if not system:
         return ""
     return f"Whoever does the task is told this beforehand:\n\n<<<\n{system}\n>>>\n"

@@ -23,7 +23,7 @@ from tests.unit.synthesizer_rows import record, row, spec, text
 
 TICKETS = ROOT / "examples" / "support-triage" / "tickets.jsonl"
 HELD: tuple[Split, ...] = ("test", "validation", "holdout")
-ROUNDS = 4
+ROUNDS = 3
 
 Quote = Callable[[Row], list[str]]
 QUOTES: dict[str, Quote] = {
