@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limits
+from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 from benchmarks.verdict import verdict
 
@@ -24,6 +25,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
+    "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),

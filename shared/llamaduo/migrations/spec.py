@@ -134,11 +134,15 @@ class Synthesis(Strict):
     """How new rows are asked for after a failed round."""
 
     rows_per_round: int = Field(150, ge=1, le=100_000)
+    rows_rule: Literal["fixed", "double"] = Field(
+        "fixed", description="double: as many as train has, at most rows_per_round"
+    )
     pairs_per_call: int = Field(10, ge=1, le=50)
     strategy: Literal["targeted", "uniform"] = "targeted"
     uniform_share: float = Field(0.5, ge=0, le=1, description="share of seeds drawn uniformly when targeted")
     near_copy: float = Field(90, gt=50, le=100, description="similarity (0-100) at which a row is a copy")
     max_calls_per_round: int = Field(200, ge=1)
+    self_check: bool = Field(False, description="the teacher checks its own pairs, at one call more for each")
 
 
 class Generation(Strict):
