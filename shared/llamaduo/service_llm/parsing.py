@@ -41,7 +41,14 @@ Mark100 = Annotated[_Range, BeforeValidator(_mark, json_schema_input_type=_Range
 
 
 def parse_one(text: str, schema: type[S]) -> tuple[S | None, list[str]]:
-    """The one object asked for, or None; and what was wrong with the answer."""
+    """The one object asked for, or None; and what was wrong with the answer.
+
+    Several that differ are none: one of them may be quoted, from an answer that wants to be the judge's.
+    """
+    whole = [item for value in _values_of(text) if (item := _validated(value, schema)[0]) is not None]
+    if whole:
+        same = all(item == whole[0] for item in whole)
+        return (whole[0], []) if same else (None, [f"the answer holds {len(whole)} different ones"])
     value, problems = _json_of(text)
     if value is None:
         return None, problems
@@ -129,11 +136,30 @@ def _json_of(text: str) -> tuple[Any, list[str]]:
     return None, ["the answer is not JSON"]
 
 
+def _values_of(text: str) -> list[Any]:
+    """The whole JSON objects and lists that stand one after the other in a text."""
+    bare, found, after = _FENCE.sub("", text).strip(), [], 0
+    for start in [match.start() for match in re.finditer(r"[{\[]", bare)][:_MOST_STARTS]:
+        if start < after:
+            continue
+        try:
+            value, after = json.JSONDecoder().raw_decode(bare, start)
+        except (ValueError, RecursionError):
+            if _begins_a_cut_one(bare, start):
+                return found
+            continue
+        found.append(value)
+    return found
+
+
 def _is_inside_cut(text: str, first: int, start: int) -> bool:
     """Whether a complete object found at `start` is only a part of a cut-off one that begins at `first`."""
-    if start == first:
-        return False
+    return start != first and _begins_a_cut_one(text, first)
+
+
+def _begins_a_cut_one(text: str, start: int) -> bool:
+    """Whether what begins at `start` is JSON as far as it goes."""
     try:
-        return bool(from_json(text[first:], allow_partial=True))
+        return bool(from_json(text[start:], allow_partial=True))
     except ValueError:
         return False
