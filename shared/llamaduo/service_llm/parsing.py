@@ -138,7 +138,8 @@ def _json_of(text: str) -> tuple[Any, list[str]]:
 
 def _values_of(text: str) -> list[Any]:
     """The whole JSON objects and lists that stand one after the other in a text."""
-    bare, found, after = _FENCE.sub("", text).strip(), [], 0
+    bare, after = _FENCE.sub("", text).strip(), 0
+    found: list[Any] = []
     for start in [match.start() for match in re.finditer(r"[{\[]", bare)][:_MOST_STARTS]:
         if start < after:
             continue
