@@ -25,10 +25,12 @@ from llamaduo.events import (
 )
 from llamaduo.identity import content_digest
 from llamaduo.migrations.next_step import Stop, after_failure
+from llamaduo.migrations.planned_rows import rows_wanted
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm.on_bus import ClientOnBus
 from services.synthesizer.asking import joined_spans, total_counts
 from services.synthesizer.merging import merge
+from services.synthesizer.nearest import nearest_rows
 from services.synthesizer.references import reference_prompts, reference_rows
 from services.synthesizer.settings import SynthesizerSettings
 from services.synthesizer.splitting import split_coverage
@@ -61,7 +63,7 @@ class Synthesizer:
         assert spec is not None and data is not None
         store = await work.bus.artifacts()
         splits = {name: load_rows(await read_bytes(store, ref)) for name, ref in data.splits.items()}
-        await work.progress(event, "synthesizing", 0, spec.synthesis.rows_per_round)
+        await work.progress(event, "synthesizing", 0, rows_wanted(spec.synthesis, len(splits["train"])))
         new = await synthesize(
             splits=splits,
             failures=event.failures,
@@ -83,7 +85,7 @@ class Synthesizer:
         ]
 
     async def references(self, event: ReferencesRequested, work: Work) -> Sequence[Event]:
-        """The service LLM's own answers to a shard of prompts."""
+        """The service LLM's own answers to a shard of prompts, or those of the nearest train rows."""
         view = await work.view(event.migration)
         spec = view.spec
         assert spec is not None
@@ -93,6 +95,12 @@ class Synthesizer:
         store = await work.bus.artifacts()
         rows = load_rows(await read_bytes(store, event.rows))
         rows = rows[event.shard * event.size : (event.shard + 1) * event.size]
+        if event.candidate.kind == "nearest":
+            first = view.dataset(0)
+            train = load_rows(await read_bytes(store, first.splits["train"])) if first else []
+            near = await asyncio.to_thread(nearest_rows, train, rows, event.answers_per_prompt)
+            stored = await put_bytes(store, dump_rows(near), ROWS)
+            return [answered.model_copy(update={"responses": stored, "rows": len(near)})]
         teacher = ServiceTeacher(
             self.client.get(), spec.service_llm, spec.budgets, migration=event.migration, job=work.job
         )

@@ -49,7 +49,13 @@ class CallCounts(Part):
     made: int = 0
     from_ledger: int = 0
     rebought: int = Field(0, description="calls in flight at a kill that may have been paid twice")
-    failed: int = 0
+    failed: int = Field(0, description="tries that brought no answer: 429s, errors, timeouts, refusals of a request")
+    limited: int = Field(0, description="of the failed tries: 429s")
+    refused: int = Field(0, description="calls that the provider will not answer, paid or not")
+    cut: int = Field(0, description="answers cut off at their token limit")
+    empty: int = Field(0, description="answers without text")
+    odd: int = Field(0, description="typed answers not as asked, but read: prose around, '85/100', bad items")
+    unreadable: int = Field(0, description="typed answers of which nothing could be used")
     input_tokens: int = 0
     output_tokens: int = 0
     money: float = Field(0.0, description="US dollars; 0 where no price is known")
@@ -69,15 +75,18 @@ class Adapter(Part):
 
 
 class Candidate(Part):
-    """Who answers: the untrained base, the service LLM itself, or the adapter of a round."""
+    """Who answers: the untrained base, the service LLM itself, or the adapter of a round.
 
-    kind: Literal["base", "service", "adapter"]
+    `nearest` is no model: it copies the answer of the train row whose prompt is most alike.
+    """
+
+    kind: Literal["base", "service", "adapter", "nearest"]
     round: int | None = None
     adapter: Adapter | None = None
 
     @property
     def key(self) -> str:
-        """`base`, `service` or `round-<n>`; part of ids."""
+        """`base`, `service`, `nearest` or `round-<n>`; part of ids."""
         return f"round-{self.round}" if self.kind == "adapter" else self.kind
 
 
@@ -233,7 +242,7 @@ class ResponsesRequested(ShardAsked):
 
 
 class ReferencesRequested(ShardAsked):
-    """One shard of prompts for the service LLM itself: the bar to reach."""
+    """One shard of prompts for the service LLM itself, the bar to reach, or for the nearest train row's answer."""
 
     type: Literal["references.requested"] = "references.requested"
 
@@ -246,6 +255,8 @@ class ResponsesGenerated(OfShard):
     skipped: bool = False
     evaluators: list[str] = Field(default_factory=list)
     rows: int = 0
+    too_long: int = Field(0, description="prompts that did not fit the model's window and have no answer")
+    cut: int = Field(0, description="answers that ended at max_tokens")
     input_tokens: int = 0
     output_tokens: int = 0
     calls: CallCounts = CallCounts()
@@ -271,8 +282,14 @@ class EvalScored(OfShard):
     evaluator: str
     version: str
     repeat: int = 0
+    noisy: bool = Field(
+        False, description="whether this evaluator may mark the same answer differently when asked again"
+    )
     metrics: dict[str, MetricRange] = Field(default_factory=dict)
     marks: list[RowMark] = Field(default_factory=list)
+    slices: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="column of `meta` that the gate has a floor for -> row -> its value"
+    )
     skipped: bool = False
     calls: CallCounts = CallCounts()
     work: list[WorkSpan] = Field(default_factory=list)
@@ -289,6 +306,7 @@ class RoundDecided(OfRound):
     marks: Marks
     gate: dict[str, Any]
     rows: int = Field(description="test prompts marked when it was decided")
+    sure_after: int = Field(0, description="test prompts after which it was certain; 0: it never was, or not told")
     note: str = ""
 
 

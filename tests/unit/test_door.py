@@ -50,7 +50,7 @@ SPECS: list[tuple[str, str, str]] = [
      "'exact-match.exact'? Or list it under `evaluators`, where there is exact-match, llm-judge)"),
     (GATE, "llm-judge.similarity: 60",
      "11: gate.absolute.llm-judge.similarity: llm-judge is not a required evaluator, and only those decide "
-     "(take `role: advisory` away from it)"),
+     "(take `role` away from it)"),
     (GATE, "exact: 0.7", "11: gate.absolute.exact: is not `evaluator.metric` (e.g. exact-match.exact)"),
     (GATE, "exact-match.exact: yes",
      "11: gate.absolute.exact-match.exact: must be a number, not true (yes, on and true are one value in YAML)"),
@@ -89,9 +89,9 @@ SPECS: list[tuple[str, str, str]] = [
     ("steps: 80", "epochs: 3", "13: recipe.epochs: unknown key (did you mean 'steps'?)"),
     # --- the service LLM
     ("openai:gpt-x", "opnai:gpt-4o", "5: service_llm.model: there is no provider 'opnai' (did you mean 'openai'?)"),
-    ("openai:gpt-x", "anthropic:claude-sonnet-4-5",
-     "5: service_llm.model: the provider 'anthropic' needs a package that is not installed "
-     "(pip install 'pydantic-ai-slim[anthropic]')"),
+    ("openai:gpt-x", "groq:llama-4",
+     "5: service_llm.model: the provider 'groq' needs a package that is not installed "
+     "(pip install 'pydantic-ai-slim[groq]')"),
     ("openai:gpt-x", "openai:gpt-x\n  base_url: localhost:8000",
      "6: service_llm.base_url: must begin with http:// or https:// (did you mean http://… before it?)"),
     ("  model: openai:gpt-x\n", "  model: gpt-4o\n",
@@ -113,7 +113,7 @@ SPECS: list[tuple[str, str, str]] = [
     ("name: support-triage", "name: 7", "1: name: must be text, not 7 (put it in quotes)"),
     ("  - exact-match\n", "  - llm-judge\n", "9: evaluators.1: llm-judge is named twice"),
     ("role: advisory", "role: advisery",
-     "9: evaluators.1.role: must be 'required' or 'advisory', not 'advisery' (did you mean 'advisory'?)"),
+     "9: evaluators.1.role: must be 'required', 'advisory' or 'veto', not 'advisery' (did you mean 'advisory'?)"),
     ("evaluators:\n  - exact-match\n  - {name: llm-judge, role: advisory}", "evaluators: exact-match",
      "7: evaluators: must be a list, not 'exact-match' (did you mean [exact-match]?)"),
     ("owner/model", "gpt2",
@@ -236,7 +236,7 @@ FILES: list[tuple[bytes, str]] = [
     (b"not json, at all", ":1: not JSON: Expecting value at column 1"),
     ("\n".join(GOOD_ROWS).encode("utf-16"), f": is UTF-16 text ({KINDS})"),
     ("\n".join(GOOD_ROWS).encode("utf-16-le"), f": is UTF-16 text ({KINDS})"),
-    (gzip.compress(b"{}"), f": is compressed (gzip) ({KINDS})"),
+    (gzip.compress(b"{}", mtime=0), f": is compressed (gzip) ({KINDS})"),
     ("\n".join([GOOD_ROWS[0], '{"prompt": "é", "response": "r"}']).encode("latin-1"),
      ":2: is not UTF-8 text (byte 0xe9) (iconv -f LATIN1 -t UTF-8, if it is Latin-1)"),
     (b"", ": holds no rows"),

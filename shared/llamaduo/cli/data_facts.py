@@ -14,14 +14,13 @@ from statistics import median
 
 from llamaduo.datasets import Row, dataset_digest
 from llamaduo.errors import UserInputError
+from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
 from llamaduo.migrations.spec import FEWEST, Synthesis
 
 EXTRA = "pip install 'llamaduo[data]'"
 LARGEST_DEFAULT_TEST = 200
 """Rows of the test split where the spec asks for no number and the dataset has twice as many."""
 CHARS_A_TOKEN = 4
-ANY_TIME = 1.5
-"""An interval that holds at every look against one for a single look; measured 1.4 for 100 rows, 1.6 for 1000."""
 COMPARED_CHARS = 400
 COMPARED_IN_ALL = 1_000_000
 """Characters of all prompts compared: it takes a few seconds, however long or many they are."""
@@ -103,13 +102,14 @@ def default_test_rows(rows: int) -> int:
 def what_a_test_tells(rows: int) -> str:
     """How fine a difference so many test rows can tell, in points of 100, with yes/no marks and 95 %.
 
-    The first figure is half of an ordinary interval in the worst case, a share of one half. The second is half of the
-    verdict's own in its first round, which holds at every look (docs/verdict.md): about 1.5 times as much.
+    The first figure is half of an ordinary interval in the worst case, a share of one half. The second is how far
+    from its gate a model must be for the verdict to tell it in the first round, nine times in ten (docs/verdict.md).
     """
     if rows < FEWEST["test"]:
         return "nothing: too few rows to split"
     once = 98 / math.sqrt(rows)
-    return f"{rows} prompts: ±{once:.0f} points at one look, ±{ANY_TIME * once:.0f} as the verdict looks"
+    gap = 100 * smallest_gap(0.5, rows, alpha_of_round(0.95, 0))
+    return f"{rows} prompts: ±{once:.0f} points at one look; the verdict tells {gap:.0f} points from the gate"
 
 
 def near_copies(texts: Sequence[str]) -> int | str:

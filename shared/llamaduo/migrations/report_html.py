@@ -5,14 +5,18 @@ Everything that came from data, models or people is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 
 from llamaduo.events import Interval, Marks
+from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.report import Report
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
+from llamaduo.migrations.report_tables import table as _table
+from llamaduo.migrations.report_tables import text as _text
+from llamaduo.migrations.report_trust_html import trust_section
 from llamaduo.migrations.seconds import Seconds
 
 STAGES = ("training", "generation", "service_llm", "marking", "other")
@@ -42,6 +46,7 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
             _warnings(report.warnings),
             _cards(report),
             _marks(report),
+            trust_section(report),
             _data(report),
             _training(report),
             _seconds(report),
@@ -60,21 +65,6 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
 
 def _css() -> str:
     return files("llamaduo.migrations").joinpath("report.css").read_text("utf-8")
-
-
-def _text(value: object) -> str:
-    return escape("–" if value is None else str(value))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table of ready HTML cells; columns in `numeric` stand right."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="n"' if i in numeric else "" for i in range(len(cells))]
-        return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for c, k in zip(cells, kinds, strict=True)) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _interval(interval: Interval | None) -> str:
@@ -115,7 +105,13 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _metrics(report: Report) -> list[tuple[str, str]]:
     """All (evaluator, metric) pairs; those of required evaluators first."""
-    every = [report.base_model.marks, report.service_llm.marks, report.holdout, *(r.marks for r in report.rounds)]
+    every = [
+        report.base_model.marks,
+        report.nearest_row,
+        report.service_llm.marks,
+        report.holdout,
+        *(r.marks for r in report.rounds),
+    ]
     pairs = {(evaluator, metric) for marks in every for evaluator, metrics in marks.items() for metric in metrics}
     required = {part.name for part in report.evaluators if part.role == "required"}
     return sorted(pairs, key=lambda pair: (pair[0] not in required, pair))
@@ -125,6 +121,7 @@ def _candidates(report: Report) -> list[tuple[str, str, Marks]]:
     """(label, kind, marks) in the order of the chart."""
     return [
         ("base model", "base", report.base_model.marks),
+        ("nearest row", "nearest", report.nearest_row),
         *((f"round {part.number}", "round", part.marks) for part in report.rounds),
         ("holdout", "holdout", report.holdout),
         ("service LLM", "service", report.service_llm.marks),
@@ -210,7 +207,10 @@ def _data(report: Report) -> str:
         for part in report.rounds
     ]
     head = ["round", "verdict", "training rows", "new", "dropped by the filters", "failing rows handed on"]
-    return "<h2>Data</h2>" + _table(head, rows, (0, 3, 5))
+    dropped = {name for part in report.rounds for name, count in part.removed.items() if count}
+    words = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in FILTERS.items() if name in dropped)
+    explained = f"<p class='soft'>Dropped as {words}.</p>" if words else ""
+    return "<h2>Data</h2>" + _table(head, rows, (0, 3, 5)) + explained
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -278,7 +278,13 @@ def _calls(report: Report) -> str:
         ("calls made", calls.made),
         ("answered from the ledger", calls.from_ledger),
         ("may have been paid twice", calls.rebought),
-        ("failed", calls.failed),
+        ("tries without an answer", calls.failed),
+        ("of these told to wait (429)", calls.limited),
+        ("refused for good", calls.refused),
+        ("answers cut off", calls.cut),
+        ("answers without text", calls.empty),
+        ("answers not as asked, but read", calls.odd),
+        ("answers of no use", calls.unreadable),
         ("tokens in", calls.input_tokens),
         ("tokens out", calls.output_tokens),
         ("service LLM, US$", f"{calls.money:.4f}"),
