@@ -15,6 +15,7 @@ from llamaduo.cli.spec_checks import (
     check_keys,
     check_providers,
     check_splits,
+    check_test_rows,
     doubtful_evaluators,
 )
 from llamaduo.coverage_files import read_coverage
@@ -100,6 +101,7 @@ def prepare(
     notes = check_base_model(found)
     rows = read_coverage(Path(found.spec.coverage))
     check_splits(found, len(rows))
+    notes += check_test_rows(found, len(rows))
     notes += doubtful_evaluators(found)
     notes += check_keys(found, environment, key_names_of_services, needed=keys_needed)
     return Submission(migration_id(found.spec, rows, number), found, rows, number, notes)
