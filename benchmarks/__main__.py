@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.settling import settling
+from benchmarks.verdict import verdict
 
-BENCHMARKS: dict[str, Callable[[bool], Awaitable[dict[str, Any]]]] = {"settling": settling}
+BENCHMARKS: dict[str, Callable[[bool], Awaitable[dict[str, Any]]]] = {
+    "settling": settling,
+    "verdict": verdict,
+}
 
 
 def main() -> None:

@@ -172,11 +172,11 @@ def _answers(view: MigrationView, event: Event, skill: Skill, test: int, holdout
 
 
 def learner(*shares: float) -> Skill:
-    """Skill by round; the base is always wrong, the service LLM nearly always right."""
+    """Skill by round; the base is always wrong, the service LLM nearly always right, a copied answer seldom."""
 
     def skill(candidate: str, number: int) -> float:
-        if candidate == "base":
-            return 0.0
+        if candidate in ("base", "nearest"):
+            return 0.0 if candidate == "base" else 0.2
         return 0.98 if candidate == "service" else shares[min(number, len(shares) - 1)]
 
     return skill

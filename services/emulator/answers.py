@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from services.emulator.chat import ChatRequest, wanted
-from services.emulator.judging import mark
+from services.emulator.judging import mark, prefer
 from services.emulator.synthesis import write_pairs
 from services.emulator.teacher import understand
 
@@ -33,6 +33,8 @@ def answer(request: ChatRequest) -> Answer:
         text = json.dumps({"pairs": write_pairs(request)}, separators=(",", ":"), ensure_ascii=False)
     elif want.kind == "judge":
         text = mark(request.last_user_text()).as_json()
+    elif want.kind == "pairwise":
+        text = prefer(request.last_user_text()).as_json()
     else:
         text = understand(request.last_user_text()).as_json()
     limit = request.token_limit()

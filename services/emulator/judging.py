@@ -1,4 +1,4 @@
-"""Answers a judge prompt by comparing the fields of two JSON records.
+"""Answers a judge's prompt by comparing the fields of two JSON records.
 
 The prompt has three fenced sections: <instruction>, <reference>, <candidate>. The candidate is data, never
 read as words: it comes last and ends at the last closing fence, so nothing inside it can move a fence that
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from services.emulator.likeness import likeness
+from services.emulator.teacher import understand
 
 _NOT_JSON_AT_MOST = 10
 
@@ -103,6 +105,33 @@ def compare(reference: str, candidate: str) -> Marks:
     notes += f"; {extra} fields too many" if extra else ""
     right = f"{len(equal)} of the answer's {len(given)} fields are right."
     return Marks(notes + ".", similarity, right, precision)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Which of two answers is better, with a reason that quotes neither."""
+
+    reason: str
+    better: Literal["first", "second", "neither"]
+
+    def as_json(self) -> str:
+        """One compact line with the two keys of the judge's schema."""
+        return json.dumps({"reason": self.reason, "better": self.better}, separators=(",", ":"))
+
+
+def prefer(prompt: str) -> Preference:
+    """The better of the sections <first> and <second>, by what the teacher itself says to <instruction>."""
+    instruction = _section(prompt, "instruction", 0)
+    first = _section(prompt, "first", instruction[1]) if instruction else None
+    second = _section(prompt, "second", first[1], to_last=True) if first else None
+    if instruction is None or first is None or second is None:
+        return Preference("The prompt has no complete instruction and answers.", "neither")
+    right = understand(instruction[0]).as_json()
+    one, other = (compare(right, text).similarity for text in (first[0], second[0]))
+    if one == other:
+        return Preference("Both have as many fields right.", "neither")
+    better: Literal["first", "second"] = "first" if one > other else "second"
+    return Preference("The other has fewer fields right.", better)
 
 
 def mark(prompt: str) -> Marks:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llamaduo.events import AdapterPromoted, AdapterRolledBack, AnyEvent, MigrationRequested
-from llamaduo.migrations.fold import MigrationView
 
 
 @dataclass(frozen=True)
@@ -18,35 +18,63 @@ class Serving:
 
 @dataclass
 class Aliases:
-    """Folded from broadcast events, of all migrations, ended ones too."""
+    """Folded from broadcast events in the order of the log, of all migrations, ended ones too.
+
+    Each alias has a stack of what was promoted and not taken back; it means the top.
+    """
 
     now: dict[str, Serving] = field(default_factory=dict)
+    """By alias; the one that changed last is the last."""
+    _stacks: dict[str, list[Serving]] = field(default_factory=dict)
     _bases: dict[str, str] = field(default_factory=dict)
-    _promoted: dict[tuple[str, str], AdapterPromoted] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
 
     @property
     def served(self) -> frozenset[str]:
         """Names under which vLLM must go on serving what the aliases mean."""
         return frozenset(serving.promoted.name for serving in self.now.values())
 
+    def of_base(self, base_model: str | None) -> list[Serving]:
+        """What must be served while the engine holds this base model."""
+        return [serving for serving in self.now.values() if serving.base_model == base_model]
+
     def take(self, event: AnyEvent) -> None:
-        """One more event of the log."""
+        """One more event of the log: a promotion goes on top, a roll-back takes out what it names, wherever it is."""
         if isinstance(event, MigrationRequested):
             self._bases[event.migration] = str(event.spec.get("base_model", ""))
-        elif isinstance(event, AdapterPromoted):
-            self._promoted[event.alias, event.adapter.digest] = event
-            self._mean(event.alias, event)
-        elif isinstance(event, AdapterRolledBack):
-            self._mean(event.alias, self._promoted.get((event.alias, event.to.digest)) if event.to else None)
+        elif isinstance(event, AdapterPromoted | AdapterRolledBack) and event.id not in self._seen:
+            self._seen.add(event.id)
+            stack = self.without(event.alias, event.migration, event.round)
+            if isinstance(event, AdapterPromoted):
+                stack.append(Serving(event, self._bases.get(event.migration, "")))
+            self._mean(event.alias, stack)
 
-    def _mean(self, alias: str, promoted: AdapterPromoted | None) -> None:
-        if promoted is None:
-            self.now.pop(alias, None)
-        else:
-            self.now[alias] = Serving(promoted, self._bases.get(promoted.migration, ""))
+    def without(self, alias: str, migration: str, number: int) -> list[Serving]:
+        """What was promoted under an alias, without a migration's round; the last one is what it would mean."""
+        taken_out = (migration, number)
+        return [s for s in self._stacks.get(alias, []) if (s.promoted.migration, s.promoted.round) != taken_out]
+
+    def _mean(self, alias: str, stack: list[Serving]) -> None:
+        self._stacks[alias] = stack
+        if stack and self.now.get(alias) == stack[-1]:
+            return
+        # Taken out first, so that the alias that changed last is the last one.
+        self.now.pop(alias, None)
+        if stack:
+            self.now[alias] = stack[-1]
 
 
-def before(view: MigrationView, number: int) -> AdapterPromoted | None:
-    """What this migration's alias meant before the adapter of round `number` was promoted."""
-    earlier = [p for p in view.of_type(AdapterPromoted) if p.round != number]
-    return max(earlier, key=lambda p: p.at) if earlier else None
+def base_to_hold(
+    held: str | None, *, idle: bool, needed: Sequence[str], aliases: Sequence[Serving], first: str | None
+) -> str | None:
+    """The base model that the engine should hold while nobody asks for another; None: it need not be started.
+
+    `needed` are the base models of migrations under way, `aliases` what is served (the last to change is the last),
+    `first` the base model to start with where nothing else says which.
+    """
+    of_alias = aliases[-1].base_model if aliases else None
+    if held is None:
+        return of_alias if of_alias is not None and (of_alias in needed or not needed) else next(iter(needed), first)
+    if of_alias is None or held in needed or not idle:
+        return held
+    return of_alias

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from functools import partial
 
-from llamaduo.artifacts import ArtifactStore, put_bytes, read_bytes
+from llamaduo.artifacts import put_bytes, read_bytes
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
@@ -19,7 +17,6 @@ from llamaduo.datasets import dump_rows, load_rows
 from llamaduo.errors import LlamaDuoError, PermanentError
 from llamaduo.events import (
     Adapter,
-    AdapterLoaded,
     AdapterPromoted,
     AdapterRolledBack,
     EvalPassed,
@@ -31,10 +28,11 @@ from llamaduo.events import (
     WorkSpan,
 )
 from llamaduo.migrations.fold import MigrationView
-from services.inference.aliases import Aliases, before
-from services.inference.answering import requests_for, shard_of, shard_rows
-from services.inference.engine import AdapterFiles, InferenceEngine, served_name
-from services.inference.engines import EngineRoom, fetch_adapter, make_engine
+from services.inference.aliases import base_to_hold
+from services.inference.answering import answers_cut, is_too_long, requests_for, shard_of, shard_rows
+from services.inference.engine import InferenceEngine, served_name
+from services.inference.engines import MakeEngine, make_engine
+from services.inference.serving import ServedAdapters
 from services.inference.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
@@ -42,16 +40,19 @@ log = logging.getLogger(__name__)
 DEFAULT_RANK = 16
 
 
-class Inference:
-    """The handlers and what they share."""
+LONGEST_PAUSE_S = 30.0
 
-    def __init__(self, settings: InferenceSettings) -> None:
+
+class Inference:
+    """The handlers and what they share. `make` gives an engine that is not started, instead of the settings' own."""
+
+    def __init__(self, settings: InferenceSettings, make: MakeEngine | None = None) -> None:
         self.settings = settings
-        self.room = EngineRoom(partial(make_engine, settings, self._refetch))
-        self._adapters: dict[str, Adapter] = {}
-        self._store: ArtifactStore | None = None
-        self.aliases = Aliases()
-        self._restored = False
+        self.adapters = ServedAdapters(settings, make or self._make_engine)
+        self.room, self.aliases = self.adapters.room, self.adapters.aliases
+
+    async def _make_engine(self, base_model: str, rank: int) -> InferenceEngine:
+        return await make_engine(self.settings, self.adapters.refetch, base_model, rank)
 
     async def answer(self, event: ResponsesRequested, work: Work) -> Sequence[Event]:
         """One shard of prompts for the base or an adapter."""
@@ -75,6 +76,8 @@ class Inference:
             update={
                 "responses": await put_bytes(store, body, "application/x-ndjson"),
                 "rows": len(rows),
+                "too_long": sum(is_too_long(generation) for generation in generations),
+                "cut": answers_cut(generations),
                 "input_tokens": sum(g.prompt_tokens for g in generations),
                 "output_tokens": sum(g.completion_tokens for g in generations),
                 "work": spans,
@@ -89,43 +92,32 @@ class Inference:
         number = _round_of(event)
         name = served_name(event.migration, number, adapter.digest)
         began = datetime.now(UTC)
-        await self._serve(engine, await work.bus.artifacts(), adapter, name)
+        await self.adapters.load(engine, await work.bus.artifacts(), adapter, name)
         spans.append(WorkSpan(kind="model_load", began=began, ended=datetime.now(UTC)))
-        return name, [self._loaded(event, name, adapter, number, engine)]
-
-    def _loaded(
-        self, event: Event, name: str, adapter: Adapter, number: int, engine: InferenceEngine
-    ) -> AdapterLoaded:
-        """What says that this process, at its address, serves the adapter."""
-        replica = self.settings.replica
-        return AdapterLoaded(
-            migration=event.migration,
-            round=number,
-            name=name,
-            digest=adapter.digest,
-            replica=replica,
-            url=engine.base_url,
-            source=f"inference/{replica}",
-        )
+        return name, [self.adapters.announcement(event.migration, name, adapter, number, engine)]
 
     async def promote(self, event: EvalPassed | PromoteRequested | RollbackRequested, work: Work) -> Sequence[Event]:
         """Make the alias mean what passed, what an operator asked for, or what it meant before."""
+        # Whatever was trained or promoted before this was asked must be known here.
+        await work.mirror.up_to(work.seq)
         view = await work.view(event.migration)
         spec = view.spec
         assert spec is not None
         if isinstance(event, RollbackRequested):
-            earlier = before(view, event.round)
+            left = self.aliases.without(spec.name, event.migration, event.round)
+            earlier = left[-1] if left else None
             again: list[Event] = []
             if earlier is not None:
-                async with self._engine(view) as engine:
-                    _, again = await self._load(earlier, earlier.adapter, engine, work, [])
+                promoted = earlier.promoted
+                async with self._engine_on(earlier.base_model, promoted.adapter.rank) as engine:
+                    _, again = await self._load(promoted, promoted.adapter, engine, work, [])
             return [
                 *again,
                 AdapterRolledBack(
                     migration=event.migration,
                     round=event.round,
                     alias=spec.name,
-                    to=earlier.adapter if earlier else None,
+                    to=earlier.promoted.adapter if earlier else None,
                     by=event.by,
                     why=event.why,
                     command=event.command,
@@ -155,57 +147,58 @@ class Inference:
         )
         return [*loaded, promoted]
 
-    async def serve_again(self, bus: Bus, mirror: Mirror) -> None:
-        """Start the engine before it is asked for, and load what the aliases mean; goes on for ever."""
+    async def keep_serving(self, bus: Bus, mirror: Mirror) -> None:
+        """Start the engine before it is asked for, and keep loaded what the aliases mean; goes on for ever."""
+        pause = 1.0
         while True:
             try:
-                await self._warm_up(bus, mirror)
+                await self.hold(mirror.open())
+                done = await self.adapters.load_aliases(bus)
+                await self.adapters.remove_ended()
             except LlamaDuoError as error:
-                log.warning("the engine is not up yet: %s", error)
-            await asyncio.sleep(1)
+                log.warning("the engine does not do what it should yet: %s", error)
+                done = False
+            pause = 1.0 if done else min(pause * 2, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause)
 
-    async def _warm_up(self, bus: Bus, mirror: Mirror) -> None:
-        if not self._restored:
-            for serving in list(self.aliases.now.values()):
-                promoted = serving.promoted
-                rank = self.settings.max_rank or promoted.adapter.rank
-                async with self.room.use(serving.base_model, rank) as engine:
-                    await self._serve(engine, await bus.artifacts(), promoted.adapter, promoted.name)
-                    await bus.publish(self._loaded(promoted, promoted.name, promoted.adapter, promoted.round, engine))
-                log.info("serving %s again as %s", promoted.name, promoted.alias)
-            self._restored = True
-        if self.room.base_url:
-            return
-        view = next((v for v in mirror.open() if v.spec), None)
-        if view is not None:
-            async with self._engine(view):
-                pass
-        elif self.settings.base_model is not None:
-            async with self.room.use(self.settings.base_model, self.settings.max_rank or DEFAULT_RANK):
+    async def hold(self, under_way: Sequence[MigrationView]) -> None:
+        """Have the engine hold the base model that it should while nobody asks for another."""
+        ranks = {view.spec.base_model: view.spec.recipe.rank for view in under_way if _goes_on(view) and view.spec}
+        aliases = list(self.aliases.now.values())
+        base = base_to_hold(
+            self.room.base,
+            idle=self.room.idle_s >= self.settings.return_after_s,
+            needed=list(ranks),
+            aliases=aliases,
+            first=self.settings.base_model,
+        )
+        if base is not None and base != self.room.base:
+            rank = ranks.get(base, 1 if self.aliases.of_base(base) else DEFAULT_RANK)
+            async with self.room.use(base, self.adapters.rank_for(base, rank)):
                 pass
 
     def _engine(self, view: MigrationView) -> AbstractAsyncContextManager[InferenceEngine]:
         """The engine that this migration needs."""
         assert view.spec is not None
-        return self.room.use(view.spec.base_model, self.settings.max_rank or view.spec.recipe.rank)
+        return self._engine_on(view.spec.base_model, view.spec.recipe.rank)
 
-    async def _serve(self, engine: InferenceEngine, store: ArtifactStore, adapter: Adapter, name: str) -> None:
-        """Have the engine serve an adapter, and never drop what an alias means."""
-        self._adapters[adapter.digest], self._store = adapter, store
-        engine.pin(self.aliases.served)
-        folder = self.settings.state_dir.resolve() / "adapters"
-        await engine.load(await fetch_adapter(store, adapter, name, folder))
+    def _engine_on(self, base_model: str, rank: int) -> AbstractAsyncContextManager[InferenceEngine]:
+        """The engine on a base model. PermanentError where an alias holds it and it must not be shared."""
+        others = list(self.aliases.now.values())
+        if others and not self.settings.share_engine and not self.aliases.of_base(base_model):
+            raise PermanentError(
+                f"the engine serves alias {others[-1].promoted.alias} on {others[-1].base_model} and does not change "
+                f"to {base_model}: LLAMADUO_SHARE_ENGINE is off (turn it on, or roll the alias back)"
+            )
+        return self.room.use(base_model, self.adapters.rank_for(base_model, rank))
 
-    async def _refetch(self, files: AdapterFiles) -> None:
-        """Bring back an adapter's files that were lost from this machine's disk."""
-        adapter = self._adapters.get(files.digest)
-        if adapter is not None and self._store is not None:
-            await asyncio.to_thread(shutil.rmtree, files.folder, ignore_errors=True)
-            await fetch_adapter(self._store, adapter, files.name, files.folder.parent)
 
-    def problem(self) -> str | None:
-        """What keeps this replica from being ready."""
-        return self.room.problem() or (None if self._restored else "adapters that were served are not loaded yet")
+def _goes_on(view: MigrationView) -> bool:
+    """Whether this migration may ask for answers; one with a spec that cannot be read never does."""
+    try:
+        return view.spec is not None and not view.paused and view.cancel is None
+    except PermanentError:
+        return False
 
 
 def _round_of(event: Event) -> int:
@@ -228,8 +221,8 @@ def build(settings: InferenceSettings) -> Service:
             "inference-promotion": (inference.promote, 1),
         },
     )
-    service.on_event(inference.aliases.take)
-    service.in_background(inference.serve_again)
-    service.ready_when(inference.problem)
+    service.on_event(inference.adapters.take)
+    service.in_background(inference.keep_serving)
+    service.ready_when(inference.adapters.problem)
     service.on_close(inference.room.close)
     return service

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamaduo.errors import RetryableError, UserInputError
+from llamaduo.errors import PermanentError, RetryableError, UserInputError
 
 DIGEST_IN_NAME = 12
 
@@ -77,6 +77,10 @@ class Generation:
 
 class EngineNotReady(RetryableError):
     """The engine is down or starting; the message says what is known, with the last lines of its log."""
+
+
+class WrongBaseModel(PermanentError):
+    """An engine that is not ours serves another base model than the migration is for."""
 
 
 class InferenceEngine(Protocol):

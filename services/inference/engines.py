@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,14 +15,15 @@ from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
 from llamaduo.events import Adapter
+from llamaduo.vllm_environment import Device, NoVllm, vllm_device
 from services.inference.adapter_check import read_base_shapes
 from services.inference.adapter_store import AdapterStore
-from services.inference.engine import AdapterFiles, InferenceEngine
+from services.inference.engine import AdapterFiles, EngineNotReady, InferenceEngine
 from services.inference.fake_engine import FakeEngine
 from services.inference.remote_server import RemoteServer
-from services.inference.settings import InferenceSettings
+from services.inference.settings import InferenceSettings, engine_key
 from services.inference.vllm_engine import BaseModel, EngineLimits, Refetch, VllmEngine
-from services.inference.vllm_process import VllmOptions, VllmProcess, detect_device
+from services.inference.vllm_process import VllmOptions, VllmProcess
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +36,22 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
     if settings.inference_engine == "fake":
         return FakeEngine(delay_s=settings.fake_delay_s)
     state = settings.state_dir.resolve()
-    device = detect_device()
+    by_url = settings.inference_engine == "url"
+    # Where a server of somebody else's runs is not known: the CPU's needs are the safe ones.
+    device: Device = "cpu" if by_url else await asyncio.to_thread(_device, settings.vllm_python.absolute())
     limits = EngineLimits(
         max_adapters=settings.max_adapters,
         max_rank=rank,
         concurrency=settings.concurrency,
-        # Where a server of somebody else's runs is not known: the CPU's needs are the safe ones.
-        take_turns=device == "cpu" or settings.inference_engine == "url",
+        take_turns=device == "cpu",
         host=settings.api_host,
         port=settings.api_port,
     )
     store = AdapterStore(state / "served")
-    if settings.inference_engine == "url":
-        server = RemoteServer(settings.engine_url or "")
-        return VllmEngine(server, BaseModel("", None, None), store, limits, refetch)
+    if by_url:
+        server = RemoteServer(settings.engine_url or "", api_key=engine_key(settings))
+        served = BaseModel(settings.engine_model or base_model, None, None, to_find=not settings.engine_model)
+        return VllmEngine(server, served, store, limits, refetch)
     base = await resolve(base_model, state / "models")
     options = VllmOptions(
         python=settings.vllm_python.absolute(),
@@ -65,26 +69,39 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
     return VllmEngine(VllmProcess(options), BaseModel(base.name, base.digest, shapes), store, limits, refetch)
 
 
+def _device(python: Path) -> Device:
+    """What this vLLM was built for. A driver's tool on the path says nothing of that."""
+    try:
+        return vllm_device(python)
+    except NoVllm as error:
+        raise EngineNotReady(f"{error}: make setup", delay=60) from error
+
+
 class EngineRoom:
-    """Holds the engine; `use(base)` waits until it serves that base model."""
+    """Holds the engine; `use(base)` waits until it serves that base model.
+
+    A changed engine is a new one, at a new address and with no adapter loaded.
+    """
 
     def __init__(self, make: MakeEngine) -> None:
         self._make = make
         self._changing = asyncio.Lock()
         self._unused = asyncio.Condition()
         self._users = 0
-        self._base: str | None = None
+        self._used_at = time.monotonic()
         self._rank = 0
-        self._engine: InferenceEngine | None = None
+        self.base: str | None = None
+        """The base model that is held now."""
+        self.engine: InferenceEngine | None = None
 
     @property
-    def base_url(self) -> str:
-        """Where the served models answer, or an empty string."""
-        return self._engine.base_url if self._engine is not None else ""
+    def idle_s(self) -> float:
+        """For how long nobody has used the engine; 0 while somebody does."""
+        return 0.0 if self._users or self._changing.locked() else time.monotonic() - self._used_at
 
     def problem(self) -> str | None:
         """Why the engine cannot answer now, if it was started."""
-        if self._engine is not None and not self._engine.healthy():
+        if self.engine is not None and not self.engine.healthy():
             return "the engine is not up"
         return None
 
@@ -92,30 +109,46 @@ class EngineRoom:
     async def use(self, base_model: str, rank: int) -> AsyncIterator[InferenceEngine]:
         """The engine on this base model, for adapters up to this rank; a change waits until nobody uses this one."""
         async with self._changing:
-            if self._base != base_model or self._engine is None or rank > self._rank:
+            if self.base != base_model or self.engine is None or rank > self._rank:
                 async with self._unused:
                     await self._unused.wait_for(lambda: self._users == 0)
                 await self._change(base_model, rank)
-            assert self._engine is not None
-            engine = self._engine
+            assert self.engine is not None
+            engine = self.engine
             self._users += 1
         try:
             yield engine
         finally:
-            async with self._unused:
-                self._users -= 1
-                self._unused.notify_all()
+            await self._leave()
+
+    @asynccontextmanager
+    async def as_it_is(self) -> AsyncIterator[InferenceEngine | None]:
+        """The engine, whatever it holds, if there is one; inside, it is not changed."""
+        async with self._changing:
+            engine = self.engine
+            self._users += 1
+        try:
+            yield engine
+        finally:
+            await self._leave(counts_as_use=False)
+
+    async def _leave(self, *, counts_as_use: bool = True) -> None:
+        async with self._unused:
+            self._users -= 1
+            if counts_as_use:
+                self._used_at = time.monotonic()
+            self._unused.notify_all()
 
     async def _change(self, base_model: str, rank: int) -> None:
         await self.close()
         log.info("starting the engine on %s for adapters up to rank %d", base_model, rank)
         engine = await self._make(base_model, rank)
         await engine.start()
-        self._engine, self._base, self._rank = engine, base_model, rank
+        self.engine, self.base, self._rank = engine, base_model, rank
 
     async def close(self) -> None:
         """Stop the engine."""
-        engine, self._engine, self._base = self._engine, None, None
+        engine, self.engine, self.base = self.engine, None, None
         if engine is not None:
             await engine.stop()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from services.inference.engine import EngineNotReady
+from services.inference.engine import EngineNotReady, WrongBaseModel
 from services.inference.vllm_client import VllmClient, until_silent
 
 
@@ -43,9 +43,29 @@ class RemoteServer:
         """Nothing: it is not ours."""
 
 
-async def base_name(client: VllmClient) -> str:
-    """The name under which a server serves its base model. EngineNotReady where it serves none."""
-    names = [name for name, parent in (await client.models()).items() if parent is None]
-    if not names:
+async def served_name_of(client: VllmClient, base_model: str) -> str:
+    """The name under which a server serves this base model (Hub id, folder or `.gguf`).
+
+    It is found by the served name or by where the server has it from; the last part of a path or Hub id is enough.
+    WrongBaseModel where the server serves another, EngineNotReady where it serves none.
+    """
+    bases = [model for model in await client.models() if model.parent is None]
+    if not bases:
         raise EngineNotReady(f"the vLLM at {client.url} serves no model")
-    return names[0]
+    wanted = _short(base_model)
+    for base in bases:
+        if wanted in (_short(base.name), _short(base.root)):
+            return base.name
+    served = ", ".join(f"{base.name} (from {base.root})" if base.root else base.name for base in bases)
+    raise WrongBaseModel(
+        f"the engine at {client.url} serves {served}, and this migration is for {base_model}: serve that one, or, if "
+        f"they are the same model, say so with LLAMADUO_ENGINE_MODEL={bases[0].name}"
+    )
+
+
+def _short(model: str | None) -> str | None:
+    """What is the same however a model is reached: the last part, without revision and ending."""
+    if model is None:
+        return None
+    last = model.rstrip("/").rpartition("/")[2].partition("@")[0]
+    return last.removesuffix(".gguf").lower()

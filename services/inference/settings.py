@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
+from llamaduo.errors import UserInputError
 from llamaduo.settings import ServiceSettings
 
 
@@ -17,6 +18,12 @@ class InferenceSettings(ServiceSettings):
         "vllm", description="vLLM of our own, one by URL, or the fake"
     )
     engine_url: str | None = Field(None, description="with engine=url: an OpenAI-compatible vLLM, ending in /v1")
+    engine_model: str | None = Field(
+        None,
+        description="with engine=url: served name of the base model; unset: what fits the migration's base model",
+    )
+    engine_api_key: SecretStr | None = Field(None, description="with engine=url: its key, if it asks for one")
+    engine_api_key_file: Path | None = Field(None, description="a file that holds that key")
     vllm_python: Path = Field(Path(".venv-vllm/bin/python"), description="interpreter of vLLM's own environment")
     base_model: str | None = Field(None, description="start vLLM with this at once; else with the first migration")
     dtype: str = Field("auto", description="vLLM's dtype")
@@ -29,7 +36,35 @@ class InferenceSettings(ServiceSettings):
         description="largest adapter rank; unset: that of the migration (on a CPU more costs time)",
     )
     concurrency: int = Field(32, ge=1, le=1024, description="prompts in flight")
+    share_engine: bool = Field(
+        True,
+        description="whether a migration with another base model may take the engine while an alias is served; the "
+        "alias is not served meanwhile. Off: such work is refused",
+    )
+    return_after_s: float = Field(
+        10.0, ge=0, description="seconds without a request after which the engine goes back to an alias's base model"
+    )
     shards_at_once: int = Field(2, ge=1, le=16, description="shards answered side by side")
     api_host: str = Field("127.0.0.1", description="where the OpenAI endpoint of the served models listens")
     api_port: int = Field(0, ge=0, le=65535, description="0: a free port")
     fake_delay_s: float = Field(0.0, ge=0, description="with engine=fake: seconds a prompt takes")
+
+
+def engine_key(settings: InferenceSettings) -> str | None:
+    """The key of an engine by URL, if it has one. UserInputError where its file cannot be read or is empty."""
+    if settings.engine_api_key is not None and (key := settings.engine_api_key.get_secret_value().strip()):
+        return key
+    file = settings.engine_api_key_file
+    if file is None:
+        return None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserInputError(
+            f"the engine's key cannot be read: {type(error).__name__}",
+            file=str(file),
+            field="LLAMADUO_ENGINE_API_KEY_FILE",
+        ) from error
+    if not key:
+        raise UserInputError("the engine's key is empty", file=str(file), field="LLAMADUO_ENGINE_API_KEY_FILE")
+    return key

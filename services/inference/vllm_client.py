@@ -35,6 +35,15 @@ class Answer:
     tokens: tuple[tuple[str, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of a server: its served `name`, where it came from (`root`), and its base, None for a base itself."""
+
+    name: str
+    root: str | None
+    parent: str | None
+
+
 class ServerBroken(RetryableError):
     """The connection broke, or the server says that its engine did; if it is not up any more, it stays so."""
 
@@ -75,10 +84,10 @@ class VllmClient:
         except BROKEN:
             return False
 
-    async def models(self) -> dict[str, str | None]:
-        """Served names, each with the name of its base; None for the base itself."""
+    async def models(self) -> list[ServedModel]:
+        """What is served, base model and adapters."""
         found = await self._json("GET", "/v1/models")
-        return {entry["id"]: entry.get("parent") for entry in found["data"]}
+        return [ServedModel(entry["id"], entry.get("root"), entry.get("parent")) for entry in found["data"]]
 
     async def busy(self) -> bool:
         """Whether the server has requests in work or waiting."""

@@ -23,7 +23,7 @@ from services.inference.adapter_store import AdapterStore
 from services.inference.endpoint import Endpoint
 from services.inference.engine import AdapterFiles, EngineNotReady, Generation, GenerationRequest
 from services.inference.phase_gate import Phase, PhaseGate
-from services.inference.remote_server import base_name
+from services.inference.remote_server import served_name_of
 from services.inference.vllm_client import (
     Answer,
     ModelNotServed,
@@ -60,14 +60,16 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model an engine serves; an empty `name` is the one its server gives it.
+    """The base model an engine serves, by its served name.
 
-    `digest` and `shapes` are None where its files are not at hand.
+    `digest` and `shapes` are None where its files are not at hand. With `to_find`, `name` is a Hub id, folder or
+    `.gguf`, and the server, which is not ours, must be found to serve that, under whatever name.
     """
 
     name: str
     digest: str | None
     shapes: BaseShapes | None
+    to_find: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,10 @@ class VllmEngine:
 
     async def unload(self, name: str) -> None:
         async with self._changing:
-            was_loaded = self._slots.is_loaded(name)
-            self._slots.forget(name)
-            if was_loaded and self._ready.is_set():
+            # Forgotten only once the server has let go of it: until then it may read the files again.
+            if self._slots.is_loaded(name) and self._ready.is_set():
                 await self.client_now().unload_adapter(name)
+            self._slots.forget(name)
             if not self._slots.is_in_use(name):
                 self._store.drop(name)
 
@@ -331,7 +333,8 @@ class VllmEngine:
         self._broken.clear()
         self._client = client
         async with self._changing:
-            self._base_name = self._base.name or await base_name(client)
+            base = self._base
+            self._base_name = await served_name_of(client, base.name) if base.to_find else base.name
             self._base_probe = await client.probe(self._base_name)
             for adapter in self._slots.loaded():
                 try:

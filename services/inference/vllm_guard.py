@@ -4,11 +4,13 @@
 
 vLLM is three processes, and a parent that is killed outright leaves them running with their memory. The parent
 holds the other end of stdin; when that closes, or on SIGTERM, the command is asked to end, and after the grace
-time everything in this process group is killed. Standard library only, so that any interpreter can run it.
+time everything that it started is killed. The guard ends last: when it is gone, all of it is. Standard library
+only, so that any interpreter can run it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 GRACE_S = 8.0
 _PR_SET_PDEATHSIG = 1
@@ -55,11 +58,40 @@ def main(command: list[str]) -> int:
         deadline = time.monotonic() + GRACE_S
         while child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-    # What is left: a command that does not end, and children that outlived it. This process is in the group too.
-    sys.stderr.write(f"vllm_guard: the command ended with {child.poll()}; ending its group\n")
+    # What is left: a command that does not end, and children that outlived it.
+    sys.stderr.write(f"vllm_guard: the command ended with {child.poll()}; ending what is left\n")
     sys.stderr.flush()
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    end_all()
     return 1
+
+
+def end_all() -> None:
+    """Kill everything that was started here and return when the last of it is gone, not before.
+
+    Whoever's parent dies becomes our child, so there is always one to wait for while anything is left.
+    """
+    if not Path("/proc/self/stat").exists():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    while True:
+        for pid in ours():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def ours() -> list[int]:
+    """Ids of our children and of all others in our process group."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything: state, parent, group.
+            _, parent, group = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[:3]
+            if int(folder.name) != os.getpid() and (int(parent) == os.getpid() or int(group) == os.getpgrp()):
+                found.append(int(folder.name))
+    return found
 
 
 if __name__ == "__main__":

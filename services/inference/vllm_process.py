@@ -12,15 +12,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llamaduo.errors import UserInputError
+from llamaduo.vllm_environment import Device
 from services.inference.adapter_check import SERVABLE_RANKS
 from services.inference.engine import EngineNotReady
 from services.inference.vllm_client import VllmClient, until_silent
 
 _GUARD = Path(__file__).with_name("vllm_guard.py")
 _LARGEST_LOG = 20 * 1024 * 1024
+_REAPED_WITHIN_S = 5.0
 # What vLLM may see of this service's environment: no key or token of anybody.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE_HOME", "USER")
 _PASSED_ON_PREFIXES = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_", "TORCH")
@@ -30,10 +31,11 @@ _PASSED_ON_PREFIXES = ("VLLM_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KM
 class VllmOptions:
     """How vLLM is started.
 
-    `python` is the interpreter of vLLM's own environment, `model` the base model's folder, `model_name` the name
-    the untrained base is served under. `max_adapters` are loaded at once, of rank `max_rank` at most; `max_length`
-    counts the tokens of prompt and answer. `dtype` is vLLM's (`float32`, `bfloat16` …); `auto` is the model's own,
-    but float32 on a CPU that has no instructions for products of bfloat16 matrices and is slower with them.
+    `python` is the interpreter of vLLM's own environment, `device` what its vLLM was built for, `model` the base
+    model's folder, `model_name` the name the untrained base is served under. `max_adapters` are loaded at once, of
+    rank `max_rank` at most; `max_length` counts the tokens of prompt and answer. `dtype` is
+    vLLM's (`float32`, `bfloat16` …); `auto` is the model's own, but float32 on a CPU that has no instructions for
+    products of bfloat16 matrices and is slower with them.
     `kv_cache_gib` and `threads` are for the CPU, `gpu_memory` (a share) for CUDA.
     """
 
@@ -41,7 +43,7 @@ class VllmOptions:
     model: Path
     model_name: str
     log: Path
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     dtype: str = "auto"
     max_length: int = 2048
     max_adapters: int = 4
@@ -53,11 +55,6 @@ class VllmOptions:
     start_timeout_s: float = 300.0
     request_timeout_s: float = 300.0
     extra_arguments: tuple[str, ...] = ()
-
-
-def detect_device() -> Literal["cpu", "cuda"]:
-    """`cuda` where the NVIDIA driver's tool is there."""
-    return "cuda" if shutil.which("nvidia-smi") else "cpu"
 
 
 def command_line(options: VllmOptions, socket: Path) -> list[str]:
@@ -118,6 +115,15 @@ def _dtype(options: VllmOptions) -> str:
         return options.dtype
     cpu = Path("/proc/cpuinfo")
     return "auto" if cpu.exists() and "amx_bf16" in cpu.read_text() else "float32"
+
+
+async def _until_gone(group: int) -> None:
+    """Kills a process group and waits until nobody is in it; gives up where its dead are never reaped."""
+    deadline = time.monotonic() + _REAPED_WITHIN_S
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, signal.SIGKILL)
+            await asyncio.sleep(0.02)
 
 
 class VllmProcess:
@@ -186,9 +192,9 @@ class VllmProcess:
                     guard.terminate()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(guard.wait(), 12)
-            # The guard leads the group. Should it have been killed, its group may still be there.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(guard.pid, signal.SIGKILL)
+            # A guard that ended by itself has left nothing. One that was killed, or stuck, leads a group that may
+            # still be there.
+            await _until_gone(guard.pid)
             await guard.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

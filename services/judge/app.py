@@ -29,6 +29,7 @@ def build(settings: JudgeSettings) -> Service:
             score=score,
             cost_per_row=declared.cost_per_row,
             concurrency=declared.concurrency,
+            noisy=declared.noisy,
         ),
         settings,
     )

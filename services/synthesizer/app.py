@@ -29,6 +29,7 @@ from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm.on_bus import ClientOnBus
 from services.synthesizer.asking import joined_spans, total_counts
 from services.synthesizer.merging import merge
+from services.synthesizer.nearest import nearest_rows
 from services.synthesizer.references import reference_prompts, reference_rows
 from services.synthesizer.settings import SynthesizerSettings
 from services.synthesizer.splitting import split_coverage
@@ -83,7 +84,7 @@ class Synthesizer:
         ]
 
     async def references(self, event: ReferencesRequested, work: Work) -> Sequence[Event]:
-        """The service LLM's own answers to a shard of prompts."""
+        """The service LLM's own answers to a shard of prompts, or those of the nearest train rows."""
         view = await work.view(event.migration)
         spec = view.spec
         assert spec is not None
@@ -93,6 +94,12 @@ class Synthesizer:
         store = await work.bus.artifacts()
         rows = load_rows(await read_bytes(store, event.rows))
         rows = rows[event.shard * event.size : (event.shard + 1) * event.size]
+        if event.candidate.kind == "nearest":
+            first = view.dataset(0)
+            train = load_rows(await read_bytes(store, first.splits["train"])) if first else []
+            near = await asyncio.to_thread(nearest_rows, train, rows, event.answers_per_prompt)
+            stored = await put_bytes(store, dump_rows(near), ROWS)
+            return [answered.model_copy(update={"responses": stored, "rows": len(near)})]
         teacher = ServiceTeacher(
             self.client.get(), spec.service_llm, spec.budgets, migration=event.migration, job=work.job
         )

@@ -22,8 +22,11 @@ from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, Tra
 from services.trainer.fake_engine import FakeTrainingEngine
 from services.trainer.settings import TrainerSettings
 from services.trainer.trl_engine import TrlEngine
+from services.trainer.work_folders import WorkFolders
 
 log = logging.getLogger(__name__)
+
+TIDY_EVERY_S = 30.0
 
 
 class Trainer:
@@ -31,14 +34,18 @@ class Trainer:
 
     def __init__(self, settings: TrainerSettings, engine: TrainingEngine) -> None:
         self._settings, self._engine = settings, engine
+        self.folders = WorkFolders(settings.state_dir.resolve() / "training")
 
     async def train(self, event: DatasetReady, work: Work) -> Sequence[Event]:
         """Fine-tune on the round's data."""
+        with self.folders.use(work.job) as folder:
+            return await self._train(event, work, folder)
+
+    async def _train(self, event: DatasetReady, work: Work, folder: Path) -> Sequence[Event]:
         view = await work.view(event.migration)
         spec = view.spec
         assert spec is not None
         store = await work.bus.artifacts()
-        folder = self._settings.state_dir.resolve() / "training" / work.job
         base = await self._base(spec)
         job = await prepare(event, spec, base, store, folder)
         loop = asyncio.get_running_loop()
@@ -56,6 +63,12 @@ class Trainer:
         trained = await announce(event, spec, base, store, job, result)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return [trained]
+
+    async def tidy(self, _bus: Bus, _mirror: Mirror) -> None:
+        """Remove what ended migrations left behind; goes on for ever."""
+        while True:
+            await self.folders.remove_ended()
+            await asyncio.sleep(TIDY_EVERY_S)
 
     async def _base(self, spec: MigrationSpec) -> ResolvedBase:
         if self._settings.training_engine == "fake":
@@ -142,4 +155,8 @@ def build(settings: TrainerSettings) -> Service:
 
 
 def _service(settings: TrainerSettings, engine: TrainingEngine) -> Service:
-    return Service("trainer", settings, roles={"trainer": (Trainer(settings, engine).train, 1)})
+    trainer = Trainer(settings, engine)
+    service = Service("trainer", settings, roles={"trainer": (trainer.train, 1)})
+    service.on_event(trainer.folders.take)
+    service.in_background(trainer.tidy)
+    return service

@@ -20,6 +20,7 @@ from llamaduo.events import (
     EvalScored,
     Event,
     MarkedSplit,
+    MarksRequested,
     MigrationCancelled,
     MigrationCompleted,
     MigrationStopped,
@@ -29,12 +30,13 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import Stop, after_failure
-from llamaduo.migrations.spec import MigrationSpec
-from services.verdict.judging import judge_round, marks_with_intervals
+from llamaduo.migrations.spec import Marking, MigrationSpec
+from services.verdict.judging import Outcome, judge_round, marks_with_intervals
 from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_marked
 
 BASE = Candidate(kind="base")
 SERVICE = Candidate(kind="service")
+NEAREST = Candidate(kind="nearest")
 
 
 def due(view: MigrationView, now: datetime) -> list[Event]:
@@ -68,7 +70,7 @@ def _ask(
 ) -> list[Event]:
     spec = view.spec
     assert spec is not None
-    model = ReferencesRequested if candidate.kind == "service" else ResponsesRequested
+    model = ReferencesRequested if candidate in (SERVICE, NEAREST) else ResponsesRequested
     return [
         model(
             migration=view.migration,
@@ -88,7 +90,7 @@ def _ask(
 
 
 def _baselines(view: MigrationView, spec: MigrationSpec) -> list[Event]:
-    """The untrained base and the service LLM itself answer the test split once, at the start."""
+    """The untrained base, the service LLM itself and the nearest train rows answer the test split once, at first."""
     data = view.dataset(0)
     if data is None:
         return []
@@ -97,6 +99,7 @@ def _baselines(view: MigrationView, spec: MigrationSpec) -> list[Event]:
     return [
         *_ask(view, data, SERVICE, "test", range(_shards(rows, size))),
         *_ask(view, data, BASE, "test", range(_shards(base_rows, size))),
+        *_ask(view, data, NEAREST, "test", range(_shards(rows, size))),
     ]
 
 
@@ -116,11 +119,13 @@ def _round(
 ) -> list[Event]:
     candidate = Candidate(kind="adapter", round=number, adapter=trained.adapter)
     of = _shards(data.rows["test"], spec.marking.shard_rows)
-    local = shards_marked(view, candidate.key, "test", spec.required)
+    local = shards_marked(view, candidate.key, "test", spec.awaited)
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
     outcome = judge_round(spec, number, of, local, service)
     if outcome.verdict == "waiting":
-        ahead = prefix_length(local) + 2 * spec.marking.wave_shards
+        if outcome.repeat:
+            return _ask_again(view, spec, candidate, outcome, of)
+        ahead = prefix_length(local) + shards_ahead(spec.marking, outcome)
         return _ask(view, data, candidate, "test", range(min(of, ahead)))
     shared = {
         "migration": view.migration,
@@ -128,11 +133,44 @@ def _round(
         "marks": outcome.marks,
         "gate": spec.gate.model_dump(mode="json"),
         "rows": outcome.rows,
+        "sure_after": outcome.sure_after,
         "note": outcome.note,
     }
     if outcome.verdict == "passed":
         return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
     return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
+
+
+def _ask_again(
+    view: MigrationView, spec: MigrationSpec, candidate: Candidate, outcome: Outcome, of: int
+) -> list[Event]:
+    """Repeats of marks: one shard first, to learn how noisy the judge is, then as far ahead as a verdict takes."""
+    done = outcome.seen[-1].shard + 1 if outcome.seen else 0
+    ahead = shards_ahead(spec.marking, outcome) if done else 1
+    events: list[Event] = []
+    for shard, answered in sorted(view.generated(candidate.key, "test").items()):
+        if shard >= min(of, done + ahead) or answered.responses is None:
+            continue
+        for name in outcome.noisy:
+            events.append(
+                MarksRequested(
+                    **answered.place(), evaluator=name, repeat=outcome.repeat, responses=answered.responses
+                )
+            )
+    return events
+
+
+def shards_ahead(marking: Marking, outcome: Outcome) -> int:
+    """How many shards beyond the marked ones to ask for: as many as a verdict seems to take, at most two waves.
+
+    One wave before anything is marked: some of it is answered while the rest is judged, and a clear case wastes
+    little. Near the end only what is missing, since what is asked for beyond a verdict is paid in vain.
+    """
+    if not outcome.seen:
+        return marking.wave_shards
+    if math.isinf(outcome.more):
+        return 2 * marking.wave_shards
+    return max(1, min(2 * marking.wave_shards, math.ceil(outcome.more / marking.shard_rows)))
 
 
 def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> list[Event]:
@@ -150,13 +188,13 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
         of = _shards(holdout, size)
         events += _ask(view, data, passed.candidate, "holdout", range(of))
         waiting = not _complete(view, spec, passed.candidate, "holdout", of, now)
-    for candidate in (BASE, SERVICE):
+    for candidate in (BASE, SERVICE, NEAREST):
         of = len(view.asked(candidate.key, "test"))
         waiting = waiting or not _complete(view, spec, candidate, "test", of, now)
     promoted = spec.promotion == "manual" or passed.round in {e.round for e in view.of_type(AdapterPromoted)}
     late = not view.paused and _hours(view, now) >= spec.budgets.hours
     if promoted and (late or not waiting):
-        shards = shards_marked(view, passed.candidate.key, "holdout", spec.required)
+        shards = shards_marked(view, passed.candidate.key, "holdout", spec.awaited)
         scored = [s for group in shards.values() for s in group]
         alpha = 1 - spec.gate.confidence
         events.append(
@@ -244,7 +282,7 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
-        if failure.consumer.startswith("evaluator-") and evaluator not in spec.required:
+        if failure.consumer.startswith("evaluator-") and evaluator not in spec.awaited:
             continue
         if isinstance(candidate, Candidate) and not view.undecided(candidate, getattr(event, "split", "test")):
             continue
@@ -262,28 +300,38 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
 
 
 def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
-    """A required evaluator that has marked nothing for too long though an answered shard waits, as a sentence."""
+    """An evaluator that decides and has marked nothing for too long though an answered shard waits, as a sentence."""
     lost = _lost(view)
     busy = {
         name: max((e.at for e in view.of_type(EvalScored) if e.evaluator == name), default=None)
-        for name in spec.required
+        for name in spec.awaited
     }
     limit = timedelta(seconds=spec.marking.silent_after_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
     candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
     if view.passed is not None:
         candidates += [(view.passed.candidate.key, "holdout"), ("base", "test"), ("service", "test")]
+        candidates.append((NEAREST.key, "test"))
     for key, split in candidates:
         if split == "test" and key.startswith("round-") and view.decision(int(key[6:])) is not None:
             continue
         for shard, generated in view.generated(key, split).items():
             if generated.skipped or generated.id in lost:
                 continue
-            for name in spec.required:
+            for name in spec.awaited:
                 since = max(generated.at, resumed, busy[name] or resumed)
                 if now - since >= limit and shard not in view.scored(key, split, name):
                     return (
                         f"evaluator {name!r} has not marked shard {shard} of {key} for "
                         f"{spec.marking.silent_after_s:g} s: is it running?"
                     )
+    for asked in view.of_type(MarksRequested):
+        if view.decision(asked.candidate.round or 0) is not None or now - max(asked.at, resumed) < limit:
+            continue
+        marked = view.scored(asked.candidate.key, asked.split, asked.evaluator).get(asked.shard, [])
+        if not any(scored.repeat == asked.repeat for scored in marked):
+            return (
+                f"evaluator {asked.evaluator!r} has not marked shard {asked.shard} of {asked.candidate.key} again "
+                f"for {spec.marking.silent_after_s:g} s: is it running?"
+            )
     return None

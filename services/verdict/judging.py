@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
 from llamaduo.migrations.intervals import from_unit, to_unit
+from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import MigrationSpec
+from services.verdict.criteria import Criterion, criteria_of
 from services.verdict.marks import MetricKey, RowMarks, ranges_of, rows_of
-from services.verdict.statistics import Wealth, alpha_of_round, confidence_sequence
+from services.verdict.repeating import could_decide, marked_again, noise_by_metric, noisy_evaluators
+from services.verdict.slices import SliceFloors
+from services.verdict.statistics import confidence_sequence
+from services.verdict.vetoes import Veto, told, vetoes_of
 
-MOST_ABSTAINED = 0.1
-"""Share of prompts without a mark beyond which a round cannot pass."""
 FAILURES_IN_EVENT = 100
-
-
-@dataclass
-class Criterion:
-    """One thing the gate asks of the mean, on [0, 1]."""
-
-    name: str
-    metric: MetricKey
-    threshold: float
-    paired: bool
-    values: list[float] = field(default_factory=list)
-    abstained: int = 0
-
-    def __post_init__(self) -> None:
-        self.above = Wealth(self.threshold, above=True)
-        self.below = Wealth(self.threshold, above=False)
-
-    def take(self, value: float | None) -> None:
-        """One more prompt."""
-        if value is None:
-            self.abstained += 1
-            return
-        self.values.append(value)
-        self.above.take(value)
-        self.below.take(value)
-
-    @property
-    def trusted(self) -> bool:
-        """Whether few enough prompts went unmarked."""
-        total = len(self.values) + self.abstained
-        return total > 0 and self.abstained <= MOST_ABSTAINED * total
 
 
 @dataclass(frozen=True)
@@ -53,34 +26,29 @@ class Outcome:
     """What the marks so far say. `waiting`: more marks are needed and can still come."""
 
     verdict: Literal["passed", "failed", "undecided", "waiting"]
-    marks: Marks = field(default_factory=dict)
+    seen: Sequence[RowMarks] = ()
+    ranges: dict[MetricKey, MetricRange] = field(default_factory=dict)
+    alpha: float = 0.05
     failures: list[FailingRow] = field(default_factory=list)
-    rows: int = 0
+    sure_after: int = 0
+    """Prompts after which passed or failed was certain; 0: it never was."""
+    more: float = math.inf
+    """While waiting: about how many more prompts it takes; infinite where nothing points to an end."""
     note: str = ""
+    repeat: int = 0
+    """While waiting: the repeat that is waited for; 0: the first marks."""
+    noisy: Sequence[str] = ()
+    """Evaluators to ask for that repeat."""
 
+    @property
+    def rows(self) -> int:
+        """Prompts that were looked at."""
+        return len(self.seen)
 
-def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> list[Criterion]:
-    """What the gate asks, once the metrics' ranges are known.
-
-    ValueError for a metric nobody declared, a threshold that is not on its metric's scale, and a gate that asks
-    nothing of the metrics there are: it would pass anything.
-    """
-    criteria = []
-    for key, threshold in sorted(spec.gate.absolute.items()):
-        evaluator, metric = key.split(".")
-        limits = ranges.get((evaluator, metric))
-        if limits is None:
-            known = ", ".join(sorted(f"{e}.{m}" for e, m in ranges))
-            raise ValueError(f"the gate asks for {key}, which no evaluator gives; there are: {known}")
-        criteria.append(Criterion(key, (evaluator, metric), to_unit(threshold, limits), paired=False))
-    if spec.gate.parity is not None:
-        bar = (1 - spec.gate.parity.margin / 100) / 2
-        criteria += [
-            Criterion(f"parity of {e}.{m}", (e, m), bar, paired=True) for e, m in sorted(ranges) if e in spec.required
-        ]
-    if not criteria:
-        raise ValueError(f"no metric of {', '.join(spec.required)} is there to decide by")
-    return criteria
+    @property
+    def marks(self) -> Marks:
+        """Means and intervals; computed when asked for, since that costs more than deciding."""
+        return marks_with_intervals(self.seen, self.ranges, self.alpha)
 
 
 def judge_round(
@@ -93,42 +61,139 @@ def judge_round(
     """Decide round `number` from its marked shards (`of` in all), in shard order, as soon as it is certain.
 
     `service` holds the service LLM's marks for the same shards, used where parity is asked. The answer depends
-    only on the unbroken prefix, so any replica, at any time, gives the same one.
+    only on the unbroken prefix, so any replica, at any time, gives the same one. Where all first marks leave it
+    undecided and `marking.repeats` allows, noisy evaluators are asked again as long as that could decide it. Each
+    such look is one more chance to be wrong: they share the round's error.
     """
-    ranges = ranges_of([s for shards in local.values() for s in shards])
-    criteria = criteria_of(spec, ranges) if local else []
-    alpha = alpha_of_round(spec.gate.confidence, number)
-    paired = any(c.paired for c in criteria)
-    seen: list[RowMarks] = []
-    failures: list[FailingRow] = []
-    failed = False
-    for shard in range(of):
-        if shard not in local or (paired and shard not in service):
-            return Outcome("waiting")
-        bars = {row.row: row for row in rows_of({shard: service[shard]})} if paired else {}
-        for row in rows_of({shard: local[shard]}):
-            seen.append(row)
-            failing = _take_row(row, bars.get(row.row), criteria, ranges)
+    noisy = noisy_evaluators(local)
+    looks = 1 + (spec.marking.repeats if noisy else 0)
+    alpha = alpha_of_round(spec.gate.confidence, number) / looks
+    samples, most = spec.generation.answers, looks - 1
+    first = Look(spec, alpha, marked_again(local, [], 0), service)
+    outcome = first.outcome(of, spec.marking.failures_wanted)
+    for repeat in range(1, looks):
+        if outcome.verdict != "undecided" or not first.trusted:
+            return outcome
+        if not could_decide(first.criteria, None, repeats=most, samples=samples, alpha=alpha):
+            return outcome
+        marked = marked_again(local, noisy, repeat)
+
+        def worth(shard: int, marked: dict[int, list[EvalScored]] = marked) -> bool:
+            """Whether going on after this shard, judged by the noise seen up to it, could still decide."""
+            scored = [one for n in range(shard + 1) for one in marked[n]]
+            noise = noise_by_metric(scored, first.ranges)
+            return could_decide(first.criteria, noise, repeats=most, samples=samples, alpha=alpha)
+
+        again = Look(spec, alpha, marked, service).outcome(of, 0, worth)
+        if again.verdict == "waiting":
+            return replace(again, repeat=repeat, noisy=noisy)
+        seen = [*again.seen, *first.seen[len(again.seen) :]]
+        outcome = replace(outcome, seen=seen, note=f"{outcome.note}; {len(again.seen)} prompts were marked again")
+        if again.verdict != "undecided":
+            note = f"certain after {again.sure_after} prompts were marked again"
+            return replace(outcome, verdict=again.verdict, sure_after=len(first.seen), note=note)
+        if len(again.seen) < len(first.seen):  # the judge is not noisy enough for more marks to tell anything
+            return outcome
+    return outcome
+
+
+class Look:
+    """The gamblers, and what they take from one set of marks."""
+
+    def __init__(
+        self,
+        spec: MigrationSpec,
+        alpha: float,
+        local: dict[int, list[EvalScored]],
+        service: dict[int, list[EvalScored]],
+    ) -> None:
+        self._alpha, self._local, self._service = alpha, local, service
+        self.ranges = ranges_of([s for shards in local.values() for s in shards])
+        self.criteria = criteria_of(spec, self.ranges) if local else []
+        self.vetoes = vetoes_of(spec, self.ranges) if local else []
+        self._floors = SliceFloors(spec.gate, self.ranges)
+        self._ways_to_fail = len(self.criteria) + len(self._floors.columns)
+        self.seen: list[RowMarks] = []
+        self._failures: list[FailingRow] = []
+        self._sure_after = 0
+        self._missed = ""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether few enough prompts went unmarked."""
+        return all(c.trusted for c in self.criteria) and all(veto.trusted for veto in self.vetoes)
+
+    def outcome(self, of: int, failures_wanted: int, worth: Callable[[int], bool] | None = None) -> Outcome:
+        """Take shard after shard until it is certain; `worth` says after each whether to go on."""
+        alpha, criteria = self._alpha, self.criteria
+        paired = any(c.paired for c in criteria)
+        for shard in range(of):
+            if shard not in self._local or (paired and shard not in self._service):
+                return Outcome("waiting", self.seen, more=self._more(failures_wanted))
+            self._take(shard, paired)
+            violated = [veto for veto in self.vetoes if veto.violations]
+            above = all(c.above.sure(alpha) for c in criteria) and self.trusted and not violated
+            last = shard == of - 1  # a part with few rows is asked nothing once there are no more to come
+            if not self._sure_after and above and not (self._floors.short if last else self._floors.open):
+                self._sure_after = len(self.seen)
+                return self._told("passed", told(self.vetoes))
+            # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
+            own = alpha / self._ways_to_fail
+            missed = self._floors.missed(own)
+            if not self._sure_after and (violated or missed or any(c.below.sure(own) for c in criteria)):
+                self._sure_after = len(self.seen)
+                self._missed = f"{missed} is below its floor" if missed else ""
+            if self._sure_after and len(self._failures) >= failures_wanted:
+                return self._told("failed", self._why_failed())
+            if worth is not None and not worth(shard):
+                break
+        if self._sure_after:
+            return self._told("failed", self._why_failed())
+        if not self.trusted:
+            return self._told("undecided", "too many answers went unmarked to pass")
+        if self._floors.short and all(c.above.sure(alpha) for c in criteria):
+            return self._told("undecided", f"below the floor, though not for sure: {', '.join(self._floors.short)}")
+        return self._told("undecided", "the test set is too small to tell: the interval holds the gate")
+
+    def _take(self, shard: int, paired: bool) -> None:
+        bars = {row.row: row for row in rows_of({shard: self._service[shard]})} if paired else {}
+        for row in rows_of({shard: self._local[shard]}):
+            self.seen.append(row)
+            self._floors.take(row)
+            failing = _take_row(row, bars.get(row.row), self.criteria, self.vetoes, self.ranges)
             if failing is not None:
-                failures.append(failing)
-        if not failed and all(c.above.sure(alpha) and c.trusted for c in criteria):
-            return _outcome("passed", seen, failures, ranges, alpha, "")
-        # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
-        failed = failed or any(c.below.sure(alpha / len(criteria)) for c in criteria)
-        if failed and len(failures) >= spec.marking.failures_wanted:
-            return _outcome("failed", seen, failures, ranges, alpha, "")
-    if failed:
-        return _outcome("failed", seen, failures, ranges, alpha, "")
-    note = "the test set is too small to tell: the interval holds the gate"
-    if any(not c.trusted for c in criteria):
-        note = "too many answers went unmarked to pass"
-    return _outcome("undecided", seen, failures, ranges, alpha, note)
+                self._failures.append(failing)
+
+    def _why_failed(self) -> str:
+        return "; ".join(part for part in (self._missed, told(v for v in self.vetoes if v.violations)) if part)
+
+    def _more(self, failures_wanted: int) -> float:
+        if not self._sure_after:
+            return _more_needed(self.criteria, self._alpha, self._ways_to_fail)
+        return (failures_wanted - len(self._failures)) * len(self.seen) / max(1, len(self._failures))
+
+    def _told(self, verdict: Literal["passed", "failed", "undecided"], note: str = "") -> Outcome:
+        worst = sorted(self._failures, key=lambda f: (f.mark, f.row))[:FAILURES_IN_EVENT]
+        return Outcome(verdict, self.seen, self.ranges, self._alpha, worst, self._sure_after, note=note)
+
+
+def _more_needed(criteria: Sequence[Criterion], alpha: float, ways_to_fail: int) -> float:
+    """About how many more prompts a verdict takes: to pass on the slowest criterion, or to fail on the fastest."""
+    if not criteria:
+        return math.inf
+    to_pass = max(c.above.more_needed(alpha) for c in criteria)
+    to_fail = min(c.below.more_needed(alpha / ways_to_fail) for c in criteria)
+    return min(to_pass, to_fail)
 
 
 def _take_row(
-    row: RowMarks, bar: RowMarks | None, criteria: Sequence[Criterion], ranges: dict[MetricKey, MetricRange]
+    row: RowMarks,
+    bar: RowMarks | None,
+    criteria: Sequence[Criterion],
+    vetoes: Sequence[Veto],
+    ranges: dict[MetricKey, MetricRange],
 ) -> FailingRow | None:
-    """Feed one prompt to every criterion; the row as a failing one if it is below any threshold."""
+    """Feed one prompt to all that is asked; the row as a failing one if it is below any threshold or vetoed."""
     shares: list[float] = []
     failing = False
     for criterion in criteria:
@@ -142,21 +207,15 @@ def _take_row(
                 share = None if other is None else (share - to_unit(other, ranges[criterion.metric]) + 1) / 2
         criterion.take(share)
         failing = failing or (share is not None and share < criterion.threshold)
+    for veto in vetoes:
+        value = row.values.get(veto.metric)
+        share = None if value is None else to_unit(value, ranges[veto.metric])
+        if share is not None:
+            shares.append(share)
+        failing = veto.take(share) or failing
     if not failing:
         return None
     return FailingRow(row=row.row, mark=sum(shares) / len(shares) if shares else 0.0, reasons=row.reasons[:4])
-
-
-def _outcome(
-    verdict: Literal["passed", "failed", "undecided"],
-    rows: Sequence[RowMarks],
-    failures: list[FailingRow],
-    ranges: dict[MetricKey, MetricRange],
-    alpha: float,
-    note: str,
-) -> Outcome:
-    worst = sorted(failures, key=lambda f: (f.mark, f.row))[:FAILURES_IN_EVENT]
-    return Outcome(verdict, marks_with_intervals(rows, ranges, alpha), worst, len(rows), note)
 
 
 def marks_with_intervals(rows: Sequence[RowMarks], ranges: dict[MetricKey, MetricRange], alpha: float) -> Marks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamaduo.events import EvalScored, MarkedSplit, MetricRange
 from llamaduo.migrations.fold import MigrationView
@@ -20,6 +20,8 @@ class RowMarks:
     shard: int
     values: dict[MetricKey, float | None]
     reasons: list[str]
+    slices: dict[str, str] = field(default_factory=dict)
+    """Its value in each `meta` column that the gate has a floor for."""
 
 
 def ranges_of(scored: Sequence[EvalScored]) -> dict[MetricKey, MetricRange]:
@@ -57,17 +59,24 @@ def rows_of(shards: dict[int, list[EvalScored]]) -> list[RowMarks]:
     for shard in sorted(shards):
         sums: dict[str, dict[MetricKey, list[float | None]]] = {}
         reasons: dict[str, list[str]] = {}
+        parts: dict[str, dict[str, str]] = {}
         for scored in shards[shard]:
+            for column, values in scored.slices.items():
+                for row, value in values.items():
+                    parts.setdefault(row, {})[column] = value
             for mark in scored.marks:
                 cell = sums.setdefault(mark.row, {}).setdefault((scored.evaluator, mark.metric), [])
                 cell.append(mark.value)
                 if mark.reason and mark.reason not in reasons.setdefault(mark.row, []):
                     reasons[mark.row].append(mark.reason)
         for row, metrics in sums.items():
-            values = {key: _mean([v for v in marks if v is not None]) for key, marks in metrics.items()}
-            rows.append(RowMarks(row, shard, values, reasons.get(row, [])))
+            means = {key: _mean(marks) for key, marks in metrics.items()}
+            rows.append(RowMarks(row, shard, means, reasons.get(row, []), parts.get(row, {})))
     return rows
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(marks: Sequence[float | None]) -> float | None:
+    if len(marks) == 1:
+        return marks[0]
+    given = [mark for mark in marks if mark is not None]
+    return sum(given) / len(given) if given else None

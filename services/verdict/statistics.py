@@ -14,8 +14,12 @@ BETS = tuple((i + 0.5) / 20 for i in range(20))
 """Shares of the largest bet that can never be ruined."""
 
 
+_BEYOND_DOUBT = 1e60
+"""Wealth at which a gambler rests: no error rate in use asks for more, and products stay within a float."""
+
+
 class Wealth:
-    """What a gambler has who bets that the mean is above `m` (or, mirrored, below it)."""
+    """What a gambler has who bets that the mean is above `m` (or, mirrored, below it). ValueError outside [0, 1]."""
 
     def __init__(self, m: float, *, above: bool) -> None:
         if not 0 <= m <= 1:
@@ -24,27 +28,36 @@ class Wealth:
         self._above = above
         most = 1 / self._m if self._m > 0 else 1e6
         self._bets = [share * most for share in BETS]
-        self._logs = [0.0] * len(BETS)
-        self.best = 0.0
-        """Largest log wealth so far."""
+        self._purses = [1 / len(BETS)] * len(BETS)
+        self._total = self._best = 1.0
+        self._taken = 0
 
     def take(self, x: float) -> None:
         """One more value in [0, 1]."""
-        value = x if self._above else 1 - x
-        for i, bet in enumerate(self._bets):
-            self._logs[i] += math.log(max(1e-300, 1 + bet * (value - self._m)))
-        top = max(self._logs)
-        log_mean = top + math.log(sum(math.exp(one - top) for one in self._logs) / len(self._logs))
-        self.best = max(self.best, log_mean)
+        self._taken += 1
+        if self._best >= _BEYOND_DOUBT:
+            return
+        gain = (x if self._above else 1 - x) - self._m
+        self._purses = [purse * (1 + bet * gain) for purse, bet in zip(self._purses, self._bets, strict=True)]
+        self._total = sum(self._purses)
+        self._best = max(self._best, self._total)
 
     def sure(self, alpha: float) -> bool:
         """Whether "the mean is not beyond m" is refuted at level alpha."""
-        return self.best >= math.log(1 / alpha)
+        return self._best >= 1 / alpha
 
+    @property
+    def log(self) -> float:
+        """Log of the wealth as it is now."""
+        return math.log(self._total) if self._total > 0 else -math.inf
 
-def alpha_of_round(confidence: float, number: int) -> float:
-    """The error spent on round `number` (0-based): (1 - confidence) * 6 / (pi^2 * (number + 1)^2), summing to all."""
-    return (1 - confidence) * 6 / (math.pi**2 * (number + 1) ** 2)
+    def more_needed(self, alpha: float) -> float:
+        """About how many more values make it sure if wealth grows on as it did; infinite if it has not grown."""
+        if self.sure(alpha):
+            return 0.0
+        if self._total <= 1:
+            return math.inf
+        return math.log(1 / alpha / self._total) / math.log(self._total) * self._taken
 
 
 def refuted(values: Iterable[float], m: float, alpha: float, *, above: bool) -> bool:
@@ -52,7 +65,9 @@ def refuted(values: Iterable[float], m: float, alpha: float, *, above: bool) -> 
     wealth = Wealth(m, above=above)
     for value in values:
         wealth.take(value)
-    return wealth.sure(alpha)
+        if wealth.sure(alpha):
+            return True
+    return False
 
 
 def confidence_sequence(values: Sequence[float], alpha: float) -> tuple[float, float]:

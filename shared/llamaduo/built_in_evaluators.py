@@ -8,10 +8,27 @@ from __future__ import annotations
 
 from llamaduo.events import MetricRange
 
-EXACT_MATCH, LLM_JUDGE = "exact-match", "llm-judge"
+EXACT_MATCH, LLM_JUDGE, PAIRWISE = "exact-match", "llm-judge", "pairwise"
+CHRF, JSON_SCHEMA, LABEL_ACCURACY = "chrf", "json-schema", "label-accuracy"
+ROUGE_L, TOOL_CALL = "rouge-l", "tool-call"
+
+_SHARE = MetricRange(low=0, high=1)
+_POINTS = MetricRange(low=0, high=100)
 
 METRICS: dict[str, dict[str, MetricRange]] = {
-    EXACT_MATCH: {"exact": MetricRange(low=0, high=1)},
-    LLM_JUDGE: {"similarity": MetricRange(low=0, high=100), "precision": MetricRange(low=0, high=100)},
+    EXACT_MATCH: {"exact": _SHARE},
+    LLM_JUDGE: {"similarity": _POINTS, "precision": _POINTS},
+    CHRF: {"f2": _SHARE},
+    JSON_SCHEMA: {"valid": _SHARE},
+    LABEL_ACCURACY: {"accuracy": _SHARE},
+    PAIRWISE: {"wins": _SHARE},
+    ROUGE_L: {"f1": _SHARE},
+    TOOL_CALL: {"name": _SHARE, "arguments": _SHARE},
 }
 """Evaluator -> metric -> scale."""
+
+ALWAYS_RUN = (EXACT_MATCH, LLM_JUDGE)
+"""Those that have a place on every bus and run unless they are left out."""
+
+ON_WISH = tuple(sorted(set(METRICS) - set(ALWAYS_RUN)))
+"""Those that run where they are asked for."""

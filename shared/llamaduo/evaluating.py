@@ -6,7 +6,7 @@ from llamaduo.evaluating import run_evaluator
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,9 +16,11 @@ from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import PermanentError
-from llamaduo.evaluators import Evaluator, Score, Scored, Task
+from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
 from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
 from llamaduo.settings import ServiceSettings
+
+LONGEST_VALUE = 80
 
 
 def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Score]) -> list[RowMark]:
@@ -57,6 +59,14 @@ def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Sc
     ]
 
 
+def slices_of(rows: Sequence[ShardRow], columns: Iterable[str]) -> dict[str, dict[str, str]]:
+    """column -> row -> value of that `meta` column as text; rows that do not have it are left out."""
+    return {
+        column: {row.row: str(row.meta[column])[:LONGEST_VALUE] for row in rows if row.meta.get(column) is not None}
+        for column in columns
+    }
+
+
 def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]]]:
     """The handler that marks one shard with this evaluator."""
 
@@ -74,8 +84,11 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             version=evaluator.version,
             repeat=repeat,
             metrics=evaluator.metrics,
+            noisy=evaluator.noisy,
         )
         skipped = isinstance(event, ResponsesGenerated) and (event.skipped or event.responses is None)
+        # What copying an answer would give is worth knowing where it costs nothing.
+        skipped = skipped or (event.candidate.kind == "nearest" and evaluator.cost_per_row != FREE)
         if skipped or event.responses is None or not view.undecided(event.candidate, event.split):
             return [scored.model_copy(update={"skipped": True})]
         rows = load_shard(await read_bytes(await work.bus.artifacts(), event.responses))
@@ -87,6 +100,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             shard=event.shard,
             repeat=repeat,
             job=work.job,
+            options=spec.options_of(evaluator.name),
         )
         began = datetime.now(UTC)
         result = await evaluator.score(rows, task)
@@ -97,6 +111,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             scored.model_copy(
                 update={
                     "marks": marks_of(evaluator, rows, result.scores),
+                    "slices": slices_of(rows, spec.gate.slices),
                     "calls": result.calls,
                     "work": [*result.work, span],
                 }

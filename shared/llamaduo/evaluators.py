@@ -5,13 +5,16 @@ An evaluator knows no NATS. `llamaduo.evaluating` runs one as a subscriber; see 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llamaduo.datasets import ShardRow
 from llamaduo.events import CallCounts, MetricRange, WorkSpan
 from llamaduo.migrations.spec import MigrationSpec
+
+FREE = "free"
+"""What `cost_per_row` says of an evaluator that pays nobody: it marks baselines too that a paid one is spared."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Task:
     shard: int
     repeat: int
     job: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the spec sets for this evaluator."""
 
 
 ScoreRows = Callable[[Sequence[ShardRow]], Awaitable[list[Score]]]
@@ -53,14 +58,18 @@ ScoreTask = Callable[[Sequence[ShardRow], Task], Awaitable["list[Score] | Scored
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A named marker of answers. `version` is part of a mark's identity: raise it when marks would change."""
+    """A named marker of answers. `version` is part of a mark's identity: raise it when marks would change.
+
+    `noisy`: asked again about the same answer it may mark it differently, so repeats can tell something.
+    """
 
     name: str
     version: str
     metrics: dict[str, MetricRange]
     score: ScoreTask
-    cost_per_row: str = "free"
+    cost_per_row: str = FREE
     concurrency: int = 1
+    noisy: bool = False
 
 
 def evaluator(

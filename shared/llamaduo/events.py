@@ -69,15 +69,18 @@ class Adapter(Part):
 
 
 class Candidate(Part):
-    """Who answers: the untrained base, the service LLM itself, or the adapter of a round."""
+    """Who answers: the untrained base, the service LLM itself, or the adapter of a round.
 
-    kind: Literal["base", "service", "adapter"]
+    `nearest` is no model: it copies the answer of the train row whose prompt is most alike.
+    """
+
+    kind: Literal["base", "service", "adapter", "nearest"]
     round: int | None = None
     adapter: Adapter | None = None
 
     @property
     def key(self) -> str:
-        """`base`, `service` or `round-<n>`; part of ids."""
+        """`base`, `service`, `nearest` or `round-<n>`; part of ids."""
         return f"round-{self.round}" if self.kind == "adapter" else self.kind
 
 
@@ -233,7 +236,7 @@ class ResponsesRequested(ShardAsked):
 
 
 class ReferencesRequested(ShardAsked):
-    """One shard of prompts for the service LLM itself: the bar to reach."""
+    """One shard of prompts for the service LLM itself, the bar to reach, or for the nearest train row's answer."""
 
     type: Literal["references.requested"] = "references.requested"
 
@@ -246,6 +249,8 @@ class ResponsesGenerated(OfShard):
     skipped: bool = False
     evaluators: list[str] = Field(default_factory=list)
     rows: int = 0
+    too_long: int = Field(0, description="prompts that did not fit the model's window and have no answer")
+    cut: int = Field(0, description="answers that ended at max_tokens")
     input_tokens: int = 0
     output_tokens: int = 0
     calls: CallCounts = CallCounts()
@@ -271,8 +276,14 @@ class EvalScored(OfShard):
     evaluator: str
     version: str
     repeat: int = 0
+    noisy: bool = Field(
+        False, description="whether this evaluator may mark the same answer differently when asked again"
+    )
     metrics: dict[str, MetricRange] = Field(default_factory=dict)
     marks: list[RowMark] = Field(default_factory=list)
+    slices: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="column of `meta` that the gate has a floor for -> row -> its value"
+    )
     skipped: bool = False
     calls: CallCounts = CallCounts()
     work: list[WorkSpan] = Field(default_factory=list)
@@ -289,6 +300,7 @@ class RoundDecided(OfRound):
     marks: Marks
     gate: dict[str, Any]
     rows: int = Field(description="test prompts marked when it was decided")
+    sure_after: int = Field(0, description="test prompts after which it was certain; 0: it never was, or not told")
     note: str = ""
 
 

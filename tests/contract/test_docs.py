@@ -20,12 +20,14 @@ from pydantic_settings import BaseSettings
 
 import services
 from llamaduo.bus import topology
+from llamaduo.checker import question_of
 from llamaduo.cli.main import app
 from llamaduo.events import EVENT_TYPES, EvalScored, parse_event, subject_of
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.migrations.spec_file import parse_spec
 from llamaduo.settings import BusSettings, ServiceSettings
 from tests.support import ROOT
+from tests.unit.judge_tasks import row, task
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("services/*/README.md"))]
@@ -127,8 +129,14 @@ def test_the_evaluator_on_the_page_is_the_example_and_its_event_is_one() -> None
     example = (ROOT / "examples" / "same_length_evaluator.py").read_text("utf-8")
     shown_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     assert example.endswith(shown_code)
-    event = parse_event(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0].encode())
+    *_, shown_event = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    event = parse_event(shown_event.encode())
     assert isinstance(event, EvalScored) and event.marks and set(event.metrics) == {"ratio"}
+
+
+def test_the_line_to_a_checker_on_the_page_is_what_a_checker_gets() -> None:
+    shown, *_ = re.findall(r"```json\n(.*?)```", page("evaluators.md"), re.DOTALL)
+    assert list(json.loads(shown)) == ["id", *question_of(row("f00", "reference", "answer"), 0, "answer", task())]
 
 
 # --- settings
@@ -208,12 +216,12 @@ def spec_keys(model: type[BaseModel] = MigrationSpec, before: str = "") -> dict[
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         inner = part_of(field.annotation)
-        listed = get_origin(field.annotation) is list
+        listed, mapped = get_origin(field.annotation) is list, get_origin(field.annotation) is dict
         optional = get_origin(field.annotation) in (Union, UnionType)
         if inner is None or listed or (optional and inner is ServiceLLM):
             found[before + name] = field
         if inner is not None and not (optional and inner is ServiceLLM):
-            found |= spec_keys(inner, f"{before}{name}{'[]' if listed else ''}.")
+            found |= spec_keys(inner, f"{before}{name}{'[]' if listed else '.COLUMN' if mapped else ''}.")
     return found
 
 

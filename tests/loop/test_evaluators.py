@@ -1,4 +1,4 @@
-"""Evaluators as subscribers: somebody else's beside ours, and replicas that share the work."""
+"""Evaluators as subscribers: somebody else's beside ours, one of them in Perl, and replicas that share the work."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from services.judge.settings import JudgeSettings
 from tests.loop.test_loop import all_services, emulator, ended, spec_of, submit
 from tests.support import ROOT, NatsServer, connected, environment, nats_server, serving, until
 
+PERL = ROOT / "examples" / "calm_checker.pl"
 EXAMPLE = ROOT / "examples" / "same_length_evaluator.py"
 
 
@@ -36,9 +37,12 @@ async def test_somebody_elses_evaluator_marks_a_migration_and_two_judges_share_t
 ) -> None:
     async with connected(server, tmp_path) as bus, emulator() as url:
         await topology.add_evaluator(bus.js, "same-length", profile="faults")
+        await topology.add_evaluator(bus.js, "calm", profile="faults")
         env = environment(LLAMADUO_NATS_URL=server.url, LLAMADUO_PROFILE="faults", LLAMADUO_REPLICA="third-party")
         with (tmp_path / "third-party.log").open("wb") as log:
             third_party = subprocess.Popen([sys.executable, str(EXAMPLE)], env=env, stdout=log, stderr=log)
+            command = [sys.executable, "-m", "llamaduo.cli.main", "evaluator", "run", "--name", "calm"]
+            in_perl = subprocess.Popen([*command, "--exec", str(PERL)], env=env, stdout=log, stderr=log)
         second = judge(
             JudgeSettings(
                 nats_url=server.url, profile="faults", replica="exact-2", evaluator="exact-match",
@@ -47,15 +51,18 @@ async def test_somebody_elses_evaluator_marks_a_migration_and_two_judges_share_t
         )  # fmt: skip
         try:
             async with serving(*all_services(server, tmp_path), second):
-                choice = {"name": "same-length", "role": "advisory"}
-                spec = spec_of(url, evaluators=["exact-match", choice], marking={"shard_rows": 10})
+                choices = [{"name": "same-length", "role": "advisory"}, {"name": "calm", "role": "veto"}]
+                spec = spec_of(url, evaluators=["exact-match", *choices], marking={"shard_rows": 10})
                 migration = await submit(bus, spec)
                 view = await until(lambda: ended(bus, migration), seconds=90, what="the end")
         finally:
-            third_party.terminate()
-            assert third_party.wait(20) == 0, (tmp_path / "third-party.log").read_text()
+            for process in (third_party, in_perl):
+                process.terminate()
+            for process in (third_party, in_perl):
+                assert process.wait(20) == 0, (tmp_path / "third-party.log").read_text()
     scored = [e for e in view.of_type(EvalScored) if not e.skipped]
-    assert {e.evaluator for e in scored} == {"exact-match", "same-length"}
+    assert {e.evaluator for e in scored} == {"exact-match", "same-length", "calm"}
+    assert {mark.reason for e in scored if e.evaluator == "calm" for mark in e.marks} == {"calm"}
     by_replica = Counter(e.source for e in scored if e.evaluator == "exact-match")
     assert len(by_replica) == 2 and min(by_replica.values()) >= 2, by_replica
     shards = Counter((e.candidate.key, e.split, e.shard, e.evaluator) for e in scored)

@@ -28,6 +28,7 @@ from llamaduo.events import (
     MigrationRequested,
 )
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.report import marks_so_far
 from llamaduo.migrations.spec import MigrationSpec
 from services.emulator.app import make_app, start
 from services.emulator.ledger import Ledger
@@ -127,6 +128,8 @@ async def test_a_failed_verdict_sets_off_the_round_that_passes(server: NatsServe
         once = Counter(type(e).__name__ + str(e.job_key()) for e in view.events.values())
         assert set(once.values()) == {1}
         assert {e.evaluator for e in view.of_type(EvalScored)} == {"exact-match", "llm-judge"}
+        copied = marks_so_far(view, "nearest", "test")
+        assert copied["exact-match"]["exact"].n == 200 and "llm-judge" not in copied
         assert view.alias is not None and view.alias.alias == "triage"
         assert len(view.of_type(AdapterTrained)) == view.passed.round + 1
         async with aiohttp.ClientSession() as http:

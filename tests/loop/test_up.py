@@ -99,9 +99,9 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def ready(cli: Cli) -> bool:
+def ready(cli: Cli, services: int = 8) -> bool:
     states = {service["name"]: service["state"] for service in cli.json("status")["services"]}
-    return len(states) == 8 and all(state in ("ready", "runs") for state in states.values())
+    return len(states) == services and all(state in ("ready", "runs") for state in states.values())
 
 
 def write_spec(cli: Cli, folder: Path, **changes: Any) -> Path:
@@ -122,8 +122,8 @@ def write_spec(cli: Cli, folder: Path, **changes: Any) -> Path:
 
 
 def test_a_whole_migration_by_command_line(cli: Cli, tmp_path: Path) -> None:
-    cli.call("up", "--emulator", "--nats-port", "0", "--detach")
-    until(lambda: ready(cli))
+    cli.call("up", "--emulator", "--nats-port", "0", "--evaluator", "label-accuracy", "--detach")
+    until(lambda: ready(cli, 9))
     assert "another `llamaduo up`" in failing(cli, "up")
     cli.call("evaluator", "add", "brevity")
     (tmp_path / "mine.py").write_text(EVALUATOR)
@@ -133,7 +133,8 @@ def test_a_whole_migration_by_command_line(cli: Cli, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        evaluators = ["exact-match", {"name": "brevity", "role": "advisory"}]
+        label = {"name": "label-accuracy", "role": "advisory", "options": {"field": "intent"}}
+        evaluators = ["exact-match", {"name": "brevity", "role": "advisory"}, label]
         spec = write_spec(cli, tmp_path, evaluators=evaluators)
         until(lambda: "brevity" in attended(cli))
         lines = cli.call("migrate", str(spec), "--watch", timeout=200).splitlines()
@@ -153,6 +154,7 @@ def test_a_whole_migration_by_command_line(cli: Cli, tmp_path: Path) -> None:
     assert [part["verdict"] for part in report["rounds"]][-1] == "passed"
     assert report["rounds"][-1]["marks"]["exact-match"]["exact"]["mean"] >= 0.7
     assert "brevity" in report["rounds"][0]["marks"]
+    assert report["rounds"][-1]["marks"]["label-accuracy"]["accuracy"]["mean"] >= 0.7
     assert {part["name"]: part["role"] for part in report["evaluators"]}["brevity"] == "advisory"
 
     page = tmp_path / "report.html"

@@ -16,7 +16,7 @@ def row(name: str, reference: str, *answers: str | None, prompt: str = "sort thi
     )
 
 
-def task(repeat: int = 0, *, job: str = "shard-1", **changes: Any) -> Task:
+def task(repeat: int = 0, *, job: str = "shard-1", options: dict[str, Any] | None = None, **changes: Any) -> Task:
     """The work in hand for a small spec."""
     spec: dict[str, Any] = {
         "name": "triage",
@@ -33,4 +33,5 @@ def task(repeat: int = 0, *, job: str = "shard-1", **changes: Any) -> Task:
         shard=0,
         repeat=repeat,
         job=job,
+        options=options or {},
     )

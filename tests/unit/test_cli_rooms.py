@@ -8,13 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from llamaduo.built_in_evaluators import ON_WISH
 from llamaduo.bus import topology
 from llamaduo.cli import doctor
 from llamaduo.cli.doctor import CHECKS, Machine, examine
 from llamaduo.cli.evaluator_commands import load
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, nats_url, read_note, write_note
-from llamaduo.cli.system import CALL_A_PROVIDER, SERVICES, Plan, child_environment, state_of
+from llamaduo.cli.system import (
+    CALL_A_PROVIDER,
+    SERVICES,
+    Plan,
+    child_environment,
+    service_program,
+    state_of,
+)
 from llamaduo.errors import UserInputError
+from services.judge.catalogue import NAMES, make
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +62,36 @@ def test_a_broken_note_is_no_note(tmp_path: Path, text: str) -> None:
 def test_only_services_that_call_a_provider_get_keys(tmp_path: Path) -> None:
     plan = Plan(
         tmp_path,
-        environment={"OPENAI_API_KEY": "s", "AWS_SECRET": "s", "PATH": "/bin", "HF_TOKEN": "t", "B_KEY_FILE": "f"},
+        environment={
+            "OPENAI_API_KEY": "s",
+            "AWS_SECRET": "s",
+            "PATH": "/bin",
+            "HF_TOKEN": "t",
+            "B_KEY_FILE": "f",
+            "LLAMADUO_ENGINE_API_KEY": "e",
+        },
     )
-    for service in SERVICES:
+    for service in (*SERVICES, *(f"judge-{name}" for name in ON_WISH)):
         environment = child_environment(plan, service, "nats://127.0.0.1:4")
         assert ("OPENAI_API_KEY" in environment) == (service in CALL_A_PROVIDER)
+        assert ("LLAMADUO_ENGINE_API_KEY" in environment) == (service == "inference")
         assert ("B_KEY_FILE" in environment) == (service in CALL_A_PROVIDER)
         assert environment["LLAMADUO_NATS_URL"] == "nats://127.0.0.1:4"
         assert environment["HF_TOKEN"] == "t"
         assert Path(environment["LLAMADUO_PORT_FILE"]).is_absolute()
+
+
+def test_up_can_run_every_evaluator_of_the_judge_and_names_them_where_it_cannot(tmp_path: Path) -> None:
+    built_in = {service.removeprefix("judge-") for service in SERVICES if service.startswith("judge-")}
+    assert built_in | set(ON_WISH) == set(NAMES)
+    for name in ON_WISH:
+        assert (f"judge-{name}" in CALL_A_PROVIDER) == (make(name, None).cost_per_row != "free")
+    plan = Plan(tmp_path, evaluators=("label-accuracy",), without=("trainer",), environment={})
+    assert list(plan.services) == [*(name for name in SERVICES if name != "trainer"), "judge-label-accuracy"]
+    program = service_program(plan, "judge-label-accuracy", "nats://127.0.0.1:4")
+    assert list(program.argv[1:]) == ["-m", "services.judge", "--evaluator", "label-accuracy"]
+    with pytest.raises(UserInputError, match="label-accuracy"):
+        Plan(tmp_path, evaluators=("label-acuracy",))
 
 
 def test_the_doctor_mends_what_it_finds(tmp_path: Path) -> None:

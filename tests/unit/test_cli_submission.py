@@ -83,7 +83,7 @@ MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
         "not a required evaluator",
     ),
     ("exact-match.exact: 0.7", "", 10, "gate", "needs `absolute` thresholds or `parity`"),
-    ("role: advisory", "role: optional", 9, "evaluators.1.role", "'required' or 'advisory'"),
+    ("role: advisory", "role: optional", 9, "evaluators.1.role", "'required', 'advisory' or 'veto'"),
     ("  - exact-match\n", "  - llm-judge\n", 9, "evaluators.1", "named twice"),
     ("name: support-triage", "name: [unclosed", 2, None, "not YAML"),
     ("steps: 80", "steps: .nan", 13, "recipe.steps", "finite"),

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, get_args
 
 import aiohttp
@@ -25,6 +26,8 @@ from llamaduo.errors import LlamaDuoError, UserInputError
 from llamaduo.events import (
     EVENT_TYPES,
     AdapterLoaded,
+    AdapterPromoted,
+    AdapterRolledBack,
     CancelRequested,
     MigrationCancelled,
     MigrationStopped,
@@ -147,6 +150,19 @@ def test_commands_carry_the_callers_id_and_make_sense_only_where_they_can() -> N
     assert rollback.round == 1
     with pytest.raises(UserInputError, match="nothing of this migration is served"):
         command_event("rollback", fold(LOG[:3]), "command-1", "", None)
+
+
+def test_a_second_roll_back_takes_back_what_the_first_one_led_to() -> None:
+    last = next(event for event in LOG if isinstance(event, AdapterPromoted))
+    earlier_adapter = last.adapter.model_copy(update={"digest": "e" * 64})
+    earlier = last.model_copy(update={"round": 0, "adapter": earlier_adapter})
+    back = AdapterRolledBack(
+        migration=last.migration, round=1, alias=last.alias, to=earlier_adapter, by="", why="",
+        at=last.at + timedelta(seconds=1),
+    )  # fmt: skip
+    rollback = command_event("rollback", fold([*LOG, earlier, back]), "command-1", "", None)
+    assert isinstance(rollback, RollbackRequested)
+    assert rollback.round == 0
 
 
 def shard_row(row: str, text: str) -> ShardRow:

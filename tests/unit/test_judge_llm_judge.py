@@ -12,7 +12,8 @@ from llamaduo.errors import BudgetExhausted, RetryableError, ServiceLLMRefused, 
 from llamaduo.evaluators import Scored, Task
 from llamaduo.service_llm import Call, Reply, SendFailed
 from services.judge.catalogue import NAMES, make
-from services.judge.llm_judge import Marks, harmless, judge_call, judge_messages
+from services.judge.llm_judge import Marks, judge_call, judge_messages
+from services.judge.sections import harmless
 from tests.unit.judge_tasks import row, task
 from tests.unit.service_llm_fakes import Buckets, FakeProvider, VirtualClock
 
@@ -125,7 +126,7 @@ def test_a_candidate_cannot_leave_its_section(attack: str) -> None:
 
 def test_other_markup_is_left_as_it_is() -> None:
     text = "<b>1 < 2</b> <candidates> <div>"
-    assert harmless(text) == text
+    assert harmless(text, ("candidate",)) == text
 
 
 def test_the_judge_sees_the_whole_conversation_and_is_told_what_is_data() -> None:
@@ -160,7 +161,7 @@ def test_the_call_is_typed_repeatable_and_the_judges_own() -> None:
 
 
 def test_the_catalogue_declares_without_a_client_and_names_what_it_knows() -> None:
-    assert NAMES == ("exact-match", "llm-judge")
+    assert {"exact-match", "label-accuracy", "json-schema", "tool-call", "rouge-l", "chrf", "llm-judge"} <= set(NAMES)
     declared = make("llm-judge", None)
     assert set(declared.metrics) == {"similarity", "precision"}
     assert all((one.low, one.high) == (0, 100) for one in declared.metrics.values())

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamaduo.events import AnyEvent, EvalFailed, MigrationCancelled, MigrationStopped
+from llamaduo.events import (
+    AdapterLoaded,
+    AnyEvent,
+    EvalFailed,
+    MigrationCancelled,
+    MigrationStopped,
+    ResponsesGenerated,
+)
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import Report, build_report, report_schema
 from tests.unit.synthetic_log import MIGRATION, at, complete_log, mishaps
@@ -34,6 +41,14 @@ def test_a_completed_migration() -> None:
     assert report.served is not None
     assert report.served.alias == "support-triage"
     assert report.served.urls == ["http://127.0.0.1:8001/v1"]
+
+
+def test_a_replica_whose_engine_changed_is_named_by_its_new_address() -> None:
+    first = next(e for e in LOG if isinstance(e, AdapterLoaded) and e.url.endswith(":8001/v1"))
+    moved = first.model_copy(update={"url": "http://127.0.0.1:9/v1", "at": LATER})
+    served = report_of([moved, *LOG]).served
+    assert served is not None
+    assert served.urls == ["http://127.0.0.1:9/v1"]
 
 
 def test_the_verdicts_interval_stands_and_other_evaluators_get_wilsons() -> None:
@@ -83,6 +98,17 @@ def test_it_says_what_to_know_before_trusting_it() -> None:
     assert "llamaduo dlq show dl-7" in warnings
     assert "budget of 1 money" in warnings
     assert "round 0: 1 of 30 training rows" in warnings
+
+
+def test_prompts_without_an_answer_and_answers_that_were_cut_are_counted() -> None:
+    first = next(e for e in LOG if isinstance(e, ResponsesGenerated) and e.candidate.key == "round-0")
+    told = first.model_copy(update={"too_long": 2, "cut": 3, "rows": 8})
+    asked = sum(e.rows for e in LOG if isinstance(e, ResponsesGenerated) and e.candidate.key == "round-0")
+    total = asked - first.rows + 8
+    warnings = "\n".join(report_of([told if event is first else event for event in LOG]).warnings)
+    assert f"round-0: 2 of {total} prompts did not fit the model's window and have no answer" in warnings
+    assert f"round-0: 3 answers to {total} prompts were cut at generation.max_tokens" in warnings
+    assert "did not fit" not in "\n".join(report_of(LOG).warnings)
 
 
 def test_an_undecided_round_says_how_many_prompts_would_decide() -> None:

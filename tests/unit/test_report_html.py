@@ -73,6 +73,10 @@ def test_shows_what_it_must() -> None:
         "base model",
         "gate 0.7",
         "7 near_copy",
+        "What the marks are worth",
+        "smallest gap told",
+        "its own logged answers",
+        "test 1 less holdout 0.875",
     ):
         assert text in page
     assert page.count('class="chart"') == 2

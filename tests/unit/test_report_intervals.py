@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamaduo.events import MetricRange
-from llamaduo.migrations.intervals import fixed_marks, mean_by_row, rows_to_decide, wilson
+from llamaduo.migrations.intervals import fixed_marks, mean_by_row, wilson
 from tests.unit.synthetic_log import marked
 
 UNIT = MetricRange()
@@ -71,11 +71,3 @@ def test_the_prompt_is_the_unit_and_abstains_are_left_out() -> None:
     marks = fixed_marks({"llm-judge": [*judged, *again]}, 0.95)
     assert marks["llm-judge"]["similarity"].n == 6
     assert marks["llm-judge"]["similarity"].mean == pytest.approx(80)
-
-
-def test_rows_to_decide_grows_as_the_gap_shrinks() -> None:
-    assert rows_to_decide(0.7, 0.7, UNIT, 0.95) is None
-    wide, narrow = rows_to_decide(0.8, 0.7, UNIT, 0.95), rows_to_decide(0.75, 0.7, UNIT, 0.95)
-    assert wide is not None
-    assert narrow is not None
-    assert 50 < wide < 100 < narrow

@@ -24,8 +24,9 @@ from llamaduo.events import (
     WorkFailed,
 )
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.resolution import alpha_of_round
 from services.verdict.deciding import due
-from services.verdict.statistics import alpha_of_round, confidence_sequence, refuted
+from services.verdict.statistics import Wealth, confidence_sequence, refuted
 from tests.simulated import START, dataset, generated, learner, requested, row_names, scored, simulate, trained
 
 
@@ -47,25 +48,34 @@ def test_a_sure_fail_names_enough_failing_rows_and_then_asks_no_more() -> None:
     log = simulate(learner(0.2, 0.95), marking={"failures_wanted": 20})
     failed = next(e for e in log if isinstance(e, EvalFailed))
     assert failed.verdict == "failed" and 20 <= len(failed.failures) <= 45
+    assert failed.sure_after and failed.sure_after <= failed.rows
     assert failed.failures[0].reasons == ["fields differ"]
     asked = [e for e in log if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"]
     assert len(asked) < 8
 
 
-def test_asking_stays_one_wave_ahead_of_the_marks() -> None:
+def _asked_of_round_0(view: MigrationView) -> list[int]:
+    return [e.shard for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"]
+
+
+@pytest.mark.parametrize(
+    ("share", "more"),
+    [
+        pytest.param(0.7, [2, 3, 4], id="at the gate: two waves ahead, nothing points to an end"),
+        pytest.param(1.0, [], id="all right: what is asked for already will do"),
+    ],
+)
+def test_asking_looks_as_far_ahead_as_a_verdict_seems_to_take(share: float, more: list[int]) -> None:
     view = fold([requested(), dataset(0), trained(0)])
     asked = [e for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"]
-    assert [e.shard for e in asked] == [0, 1, 2, 3]
+    assert [e.shard for e in asked] == [0, 1]
     for event in asked:
         view.add(event)
-    assert due(view, START) != [] and not [
-        e for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"
-    ]
+    assert _asked_of_round_0(view) == []
     answer = generated(asked[0])
     view.add(answer)
-    view.add(scored(answer, row_names(asked[0], 25, 200), 0.7))
-    more = [e for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"]
-    assert [e.shard for e in more] == [4]
+    view.add(scored(answer, row_names(asked[0], 25, 200), share))
+    assert _asked_of_round_0(view) == more
 
 
 @given(st.integers())
@@ -175,6 +185,28 @@ def test_a_clear_case_is_decided_with_few_prompts() -> None:
     values = [float(chance.random() < 0.95) for _ in range(60)]
     assert refuted(values, 0.7, 0.05, above=True)
     assert not refuted(values, 0.7, 0.05, above=False)
+
+
+def test_the_forecast_shrinks_as_the_evidence_grows_and_is_infinite_without_any() -> None:
+    above, below = Wealth(0.7, above=True), Wealth(0.7, above=False)
+    forecasts = []
+    for _ in range(30):
+        above.take(0.95)
+        below.take(0.95)
+        forecasts.append(above.more_needed(0.05))
+    assert forecasts[3] > forecasts[6] > 0 and forecasts[-1] == 0 and above.sure(0.05)
+    assert below.more_needed(0.05) == float("inf")
+
+
+def test_very_long_and_very_clear_series_stay_finite() -> None:
+    always = Wealth(1e-9, above=True)
+    for _ in range(3_000):
+        always.take(1.0)
+    assert always.sure(1e-12)
+    never = Wealth(0.7, above=True)
+    for _ in range(60_000):
+        never.take(0.0)
+    assert not never.sure(0.5) and never.more_needed(0.05) == float("inf")
 
 
 @given(st.lists(st.floats(0, 1), max_size=80))

@@ -43,7 +43,7 @@ def server() -> VllmStandIn:
 @pytest_asyncio.fixture
 async def engine(tmp_path: Path, server: VllmStandIn) -> AsyncIterator[VllmEngine]:
     limits = EngineLimits(max_adapters=2, max_rank=8, ready_wait_s=10)
-    engine = VllmEngine(server, BaseModel("", None, None), AdapterStore(tmp_path / "store"), limits)
+    engine = VllmEngine(server, BaseModel("base", None, None), AdapterStore(tmp_path / "store"), limits)
     await engine.start()
     yield engine
     await engine.stop()
@@ -115,6 +115,20 @@ async def test_more_adapters_than_slots_make_room_and_come_back(
     assert list(server.adapters) == names[1:]
     assert await said(engine, names[0]) == f"{names[0]} says 1 to hi"
     assert sorted(server.adapters) == sorted([names[0], names[2]])
+
+
+async def test_files_stay_until_the_server_has_unloaded_the_adapter(
+    engine: VllmEngine, tmp_path: Path, server: VllmStandIn
+) -> None:
+    one = await engine.load(adapter(tmp_path, 1))
+    kept = tmp_path / "store" / one
+    server.unloads = False
+    with pytest.raises(RetryableError, match="did not unload"):
+        await engine.unload(one)
+    assert kept.is_dir()
+    server.unloads = True
+    await engine.unload(one)
+    assert (server.adapters, kept.exists()) == ({}, False)
 
 
 async def test_lost_files_are_put_back_before_the_adapter_is_used(engine: VllmEngine, tmp_path: Path) -> None:
@@ -290,7 +304,7 @@ async def test_the_endpoint_says_when_to_try_again(engine: VllmEngine, server: V
 async def test_an_existing_server_is_used_by_url(tmp_path: Path, server: VllmStandIn) -> None:
     await (await server.start()).close()
     remote = RemoteServer(f"{server.url}/v1", start_timeout_s=5)
-    engine = VllmEngine(remote, BaseModel("", None, None), AdapterStore(tmp_path / "store"))
+    engine = VllmEngine(remote, BaseModel("base", None, None), AdapterStore(tmp_path / "store"))
     await engine.start()
     one = await engine.load(adapter(tmp_path, 1))
     assert await said(engine, one) == f"{one} says 1 to hi"
@@ -304,7 +318,7 @@ async def test_no_server_at_a_url_is_said(tmp_path: Path, server: VllmStandIn) -
     await (await server.start()).close()
     await server.stop()
     remote = RemoteServer(server.url, start_timeout_s=0)
-    engine = VllmEngine(remote, BaseModel("", None, None), AdapterStore(tmp_path / "store"))
+    engine = VllmEngine(remote, BaseModel("base", None, None), AdapterStore(tmp_path / "store"))
     with pytest.raises(EngineNotReady, match="no vLLM answers at"):
         await engine.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -18,13 +19,16 @@ from llamaduo.errors import UserInputError
 from services.inference import vllm_guard
 from services.inference.engine import EngineNotReady
 from services.inference.vllm_process import VllmOptions, VllmProcess, command_line, environment
+from tests.support import until
 
-# Two processes that take no notice of SIGTERM; each writes its id to a file.
+# Two processes that take no notice of SIGTERM; each writes its id to a file. The second leaves the process group.
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if len(sys.argv) == 2:
     subprocess.Popen([sys.executable, "-c", open(sys.argv[1] + ".py").read(), sys.argv[1], "x"])
+else:
+    os.setsid()
 open(sys.argv[1] + f".{os.getpid()}", "w").close()
 time.sleep(300)
 """
@@ -97,6 +101,15 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def guard_command(tmp_path: Path) -> list[str]:
+    # The grace time is for a server that ends by itself; this one does not.
+    guard = (
+        f"import sys; sys.path[:0] = [{str(Path(vllm_guard.__file__).parent)!r}]\n"
+        "import vllm_guard; vllm_guard.GRACE_S = 0.3; sys.exit(vllm_guard.main(sys.argv[1:]))\n"
+    )
+    return [sys.executable, "-c", guard, sys.executable, str(tmp_path / "mark.py"), str(tmp_path / "mark")]
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> subprocess.Popen[bytes]:
     """A stand-in for the service: a process that starts the guard, which runs two stubborn processes."""
@@ -107,14 +120,8 @@ def guarded(tmp_path: Path) -> subprocess.Popen[bytes]:
         "print(guard.pid, flush=True)\n"
         "time.sleep(300)\n"
     )
-    # The grace time is for a server that ends by itself; this one does not.
-    guard = (
-        f"import sys; sys.path[:0] = [{str(Path(vllm_guard.__file__).parent)!r}]\n"
-        "import vllm_guard; vllm_guard.GRACE_S = 0.3; vllm_guard.main(sys.argv[1:])\n"
-    )
-    stubborn = [sys.executable, str(tmp_path / "mark.py"), str(tmp_path / "mark")]
     process = subprocess.Popen(
-        [sys.executable, "-c", parent, sys.executable, "-c", guard, *stubborn],
+        [sys.executable, "-c", parent, *guard_command(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -143,3 +150,34 @@ def test_all_of_it_ends_when_the_command_dies(guarded: subprocess.Popen[bytes], 
     wait_until(lambda: not any(is_running(pid) for pid in pids(tmp_path)))
     guarded.kill()
     guarded.wait()
+
+
+def test_the_guard_ends_after_all_it_started(tmp_path: Path) -> None:
+    (tmp_path / "mark.py").write_text(STUBBORN)
+    guard = subprocess.Popen(
+        guard_command(tmp_path), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: len(pids(tmp_path)) == 2)
+    guard.terminate()
+    assert guard.wait(20) == 1
+    assert [pid for pid in pids(tmp_path) if psutil.pid_exists(pid)] == []
+
+
+async def test_what_a_killed_guard_left_is_gone_when_stop_returns(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    program = tmp_path / "python"
+    # The command dies with its guard; what it started does not.
+    program.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {left}\nwait\n")
+    program.chmod(0o755)
+    server = VllmProcess(options(tmp_path))
+    starting = asyncio.create_task(server.start())
+    await until(lambda: _text(left), what="the command's child")
+    _command, guard = psutil.Process(int(left.read_text())).parents()[:2]
+    guard.kill()
+    with pytest.raises(EngineNotReady, match="ended while it was starting"):
+        await starting
+    assert not is_running(int(left.read_text()))
+
+
+async def _text(file: Path) -> str:
+    return file.read_text().strip() if file.exists() else ""

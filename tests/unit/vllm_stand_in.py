@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from services.inference.vllm_client import VllmClient
 
@@ -13,7 +14,9 @@ from services.inference.vllm_client import VllmClient
 class VllmStandIn:
     """Also a `Server` of the engine. Each start is a fresh server: adapters loaded before are gone.
 
-    `unchanged` are adapters that answer like the base. `broken_after` requests, the engine breaks down.
+    `unchanged` are adapters that answer like the base. `breaks_at` requests, the engine breaks down. Without
+    `unloads` it keeps what it has. `root` is where it says that its base model is from; with an `api_key`
+    it answers nobody without.
     """
 
     def __init__(self) -> None:
@@ -27,6 +30,9 @@ class VllmStandIn:
         self.failing_starts = 0
         self.breaks_at: int | None = None
         self.hold: asyncio.Event | None = None
+        self.unloads = True
+        self.root: str | None = None
+        self.api_key: str | None = None
         self._broken = False
         self._runner: web.AppRunner | None = None
         self._ended = asyncio.Event()
@@ -40,7 +46,7 @@ class VllmStandIn:
         self._broken = False
         self.adapters.clear()
         self._ended.clear()
-        app = web.Application()
+        app = web.Application(middlewares=[self._check_key])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
@@ -67,6 +73,13 @@ class VllmStandIn:
         await self.stop()
         self._ended.set()
 
+    @web.middleware
+    async def _check_key(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        wanted = f"Bearer {self.api_key}" if self.api_key and request.path != "/health" else None
+        if wanted is not None and request.headers.get("Authorization") != wanted:
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return await handler(request)
+
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=503 if self._broken else 200)
 
@@ -75,7 +88,7 @@ class VllmStandIn:
         return web.Response(text=f'vllm:num_requests_running{{engine="0"}} {running}.0\n')
 
     async def _models(self, _: web.Request) -> web.Response:
-        entries = [{"id": "base"}] + [{"id": name, "parent": "base"} for name in self.adapters]
+        entries = [{"id": "base", "root": self.root}] + [{"id": name, "parent": "base"} for name in self.adapters]
         return web.json_response({"data": entries})
 
     async def _load(self, request: web.Request) -> web.Response:
@@ -86,6 +99,8 @@ class VllmStandIn:
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if not self.unloads:
+            return web.Response(status=503)
         return web.Response(status=200 if self.adapters.pop(body["lora_name"], None) else 404)
 
     async def _chat(self, request: web.Request) -> web.Response:

@@ -23,7 +23,7 @@ from nats.js.api import (
 )
 from nats.js.errors import BadRequestError, NotFoundError
 
-from llamaduo.built_in_evaluators import METRICS
+from llamaduo.built_in_evaluators import ALWAYS_RUN
 from llamaduo.events import (
     EVENT_TYPES,
     AdapterLoaded,
@@ -142,7 +142,7 @@ SERVICES: dict[str, ServiceContract] = {
         "Fine-tunes a LoRA adapter on a round's data.",
         durables=(Durable("trainer", (DatasetReady,), attempts=3),),
         publishes=(AdapterTrained, *FAILURES),
-        reads=BROADCAST,
+        reads=(*BROADCAST, DatasetReady),
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, serves what was promoted.",
@@ -151,7 +151,7 @@ SERVICES: dict[str, ServiceContract] = {
             Durable("inference-promotion", (EvalPassed, PromoteRequested, RollbackRequested)),
         ),
         publishes=(ResponsesGenerated, AdapterPromoted, AdapterRolledBack, AdapterLoaded, *FAILURES),
-        reads=BROADCAST,
+        reads=(*BROADCAST, AdapterTrained, PromoteRequested, RollbackRequested),
     ),
     "judge": ServiceContract(
         "Runs one evaluator: marks shards of answers.",
@@ -317,4 +317,4 @@ async def has_durable(js: JetStreamContext, name: str) -> bool:
 def how_to_make(durable: str) -> str:
     """The command that makes a durable that is missing."""
     name = durable.removeprefix("evaluator-")
-    return f"llamaduo evaluator add {name}" if name != durable and name not in METRICS else "llamaduo bootstrap"
+    return f"llamaduo evaluator add {name}" if name != durable and name not in ALWAYS_RUN else "llamaduo bootstrap"

@@ -23,6 +23,7 @@ from llamaduo.cli.nats_server import PREFERRED_PORT, answers, find_binary
 from llamaduo.cli.state import NATS_VARIABLE, nats_url, read_note
 from llamaduo.cli.system import find_vllm_python, is_key_name
 from llamaduo.names import did_you_mean
+from llamaduo.vllm_environment import NoVllm, vllm_device
 
 GIB = 1024**3
 DISK_GIB, MEMORY_GIB, CORES = 8, 8, 2
@@ -121,12 +122,15 @@ def engine(machine: Machine) -> Finding:
     python = find_vllm_python(machine.environment, machine.root)
     if python is None:
         return Finding("engine", "need", "no .venv-vllm", "make setup")
-    library = python.parent.parent / "lib"
-    if not any(library.glob("python3.*/site-packages/vllm")):
-        return Finding("engine", "need", f"no vLLM in {python.parent.parent}", "make setup")
-    if shutil.which("nvidia-smi") is None and not has_library("libnuma.so.1"):
+    try:
+        device = vllm_device(python)
+    except NoVllm as error:
+        return Finding("engine", "need", str(error), "make setup")
+    if device == "cpu" and not has_library("libnuma.so.1"):
         return Finding("engine", "need", "the system library libnuma.so.1 is missing", "apt-get install libnuma1")
-    return Finding("engine", "ok", f"vLLM in {python.parent.parent}")
+    if device == "cuda" and not gpus():
+        return Finding("engine", "want", "this vLLM is built for CUDA, and no GPU is usable here", "make setup")
+    return Finding("engine", "ok", f"vLLM for {device.upper()} in {python.parent.parent}")
 
 
 def has_library(name: str) -> bool:
@@ -191,12 +195,22 @@ def cores(_: Machine) -> Finding:
 
 def gpu(_: Machine) -> Finding:
     """A GPU is used where there is one."""
+    found = gpus()
+    if not found:
+        return Finding("GPU", "ok", "none that is usable: training and vLLM use the CPU")
+    return Finding("GPU", "ok", found[0].split(" (UUID")[0])
+
+
+def gpus() -> list[str]:
+    """The GPUs that the driver's tool lists, a line each; a tool without a working driver lists none."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Finding("GPU", "ok", "none: training and vLLM use the CPU")
-    asked = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    found = asked.stdout.strip().splitlines()
-    return Finding("GPU", "ok", found[0].split(" (UUID")[0] if found else "nvidia-smi finds none")
+        return []
+    try:
+        asked = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in asked.stdout.splitlines() if "GPU" in line] if asked.returncode == 0 else []
 
 
 def keys(machine: Machine) -> Finding:

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -14,11 +16,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamaduo.cli.processes import CHILD
+
 if TYPE_CHECKING:
+    from llamaduo.checker import Checker
     from llamaduo.evaluators import Evaluator
+    from llamaduo.events import MetricRange
+
+MOST_ROWS_TRIED = 25
 
 app = typer.Typer(no_args_is_help=True, help="Evaluators: give one a place on the bus, list them, run one.")
 Name = Annotated[str, typer.Argument(help="Name of the evaluator, as a spec names it.")]
+Target = Annotated[str | None, typer.Argument(help="`file.py:object` or `package.module:object`.")]
+Command = Annotated[str | None, typer.Option("--exec", help="A program that marks by JSON lines; no shell is used.")]
+CheckerName = Annotated[str | None, typer.Option("--name", help="With --exec: its name in a spec.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help="With --exec: `name:low:high`, `:lower` behind it where lower is better; may be repeated."),
+]
+CheckerVersion = Annotated[str, typer.Option(help="With --exec: raise it when it would mark otherwise.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="With --exec: seconds for one answer, then it abstains.")]
 
 
 @app.command()
@@ -29,10 +46,8 @@ def add(
     """Create the consumer of a new evaluator. Safe to repeat."""
     from llamaduo.bus import topology
     from llamaduo.cli.connect import run, the_bus
-    from llamaduo.errors import UserInputError
 
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name):
-        raise UserInputError(f"{name!r} is no name: lower-case letters, digits and dashes", field="NAME")
+    check_name(name, "NAME")
 
     async def work() -> None:
         async with the_bus() as bus:
@@ -87,22 +102,124 @@ def remove(name: Name) -> None:
 
 @app.command("run")
 def run_one(
-    target: Annotated[str, typer.Argument(help="`file.py:object` or `package.module:object`.")],
+    target: Target = None,
+    command: Command = None,
+    name: CheckerName = None,
+    metric: Metrics = None,
+    version: CheckerVersion = "1",
+    timeout: Timeout = 10.0,
 ) -> None:
     """Run an evaluator as a process of its own until it is stopped.
 
-    The object is made with the decorator `llamaduo.evaluators.evaluator`; see docs/evaluators.md.
+    TARGET is an object made with the decorator `llamaduo.evaluators.evaluator`; `--exec` runs a program in any
+    language instead. See docs/evaluators.md.
     """
     from llamaduo.cli.connect import run
     from llamaduo.cli.state import NATS_VARIABLE, nats_url, state_dir
 
-    evaluator = load(target)
+    evaluator, checker = chosen(target, command, name, metric, version, timeout)
     os.environ.setdefault(NATS_VARIABLE, nats_url(state_dir()))
     run(check_place(evaluator.name, os.environ[NATS_VARIABLE]))
-    from llamaduo.evaluating import run_evaluator
+    from llamaduo.evaluating import evaluator_service
+    from llamaduo.settings import ServiceSettings
 
+    service = evaluator_service(evaluator, ServiceSettings())
+    if checker is not None:
+        service.on_close(checker.close)
     typer.echo(f"running evaluator {evaluator.name}, version {evaluator.version}; Ctrl-C stops it", err=True)
-    run_evaluator(evaluator)
+    service.run()
+
+
+@app.command()
+def check(
+    target: Target = None,
+    command: Command = None,
+    name: CheckerName = None,
+    metric: Metrics = None,
+    version: CheckerVersion = "1",
+    timeout: Timeout = 10.0,
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="A coverage dataset to try it on; its own answers and an empty one are marked."),
+    ] = None,
+) -> None:
+    """Try an evaluator without a bus: range, redelivery, poison rows, pace. Exit code 1 if it breaks a rule."""
+    from llamaduo.cli.connect import run
+    from llamaduo.conformance import SAMPLE, examine
+    from llamaduo.coverage_files import read_coverage
+    from llamaduo.datasets import ShardRow
+
+    evaluator, checker = chosen(target, command, name, metric, version, timeout)
+    tried = SAMPLE
+    if rows is not None:
+        tried = [
+            ShardRow(row=row.id, messages=row.prompt, reference=row.answer, answers=[row.answer, ""], meta=row.meta)
+            for row in read_coverage(rows)[:MOST_ROWS_TRIED]
+        ]
+
+    async def work() -> bool:
+        kept = True
+        try:
+            async for one in examine(evaluator, tried):
+                typer.echo(f"{one.state:<7} {one.name:<17} {one.detail}")
+                kept = kept and one.state != "failed"
+        finally:
+            if checker is not None:
+                await checker.close()
+        return kept
+
+    if not run(work()):
+        raise typer.Exit(1)
+
+
+def chosen(
+    target: str | None, command: str | None, name: str | None, metrics: list[str] | None, version: str, timeout: float
+) -> tuple[Evaluator, Checker | None]:
+    """The evaluator that the command line names: an object, or a program with what it is said to mark."""
+    from llamaduo.checker import Checker, Declared, checker_evaluator
+    from llamaduo.errors import UserInputError
+
+    if (target is None) == (command is None):
+        raise UserInputError("name either an object, `file.py:object`, or a program with --exec")
+    if command is None:
+        if name or metrics:
+            raise UserInputError("--name and --metric go with --exec; an object declares its own")
+        return load(str(target)), None
+    if name is None:
+        raise UserInputError("a program needs a name", field="--name")
+    check_name(name, "--name")
+    words = shlex.split(command)
+    program = shutil.which(words[0]) if words else None
+    if program is None:
+        raise UserInputError(f"{command!r}: no such program, or it may not be executed", field="--exec")
+    # By way of `child.py` it ends when we die, however we die.
+    checker = Checker(
+        [sys.executable, str(CHILD), str(os.getpid()), str(Path(program).absolute()), *words[1:]], timeout
+    )
+    declared = Declared(name, version, dict(map(metric_of, metrics or ["score:0:1"])))
+    return checker_evaluator(declared, checker), checker
+
+
+def metric_of(text: str) -> tuple[str, MetricRange]:
+    """`name:low:high`, and `:lower` behind it where lower is better. UserInputError where it is not that."""
+    from llamaduo.errors import UserInputError
+    from llamaduo.events import MetricRange
+
+    match = re.fullmatch(r"([a-z][a-z0-9_-]{0,40}):(-?[0-9.]+):(-?[0-9.]+)(:lower)?", text)
+    try:
+        if match is None or not float(match[2]) < float(match[3]):
+            raise ValueError
+        return match[1], MetricRange(low=float(match[2]), high=float(match[3]), higher_is_better=not match[4])
+    except ValueError:
+        raise UserInputError(f"{text!r} is not `name:low:high`, e.g. score:0:1", field="--metric") from None
+
+
+def check_name(name: str, field: str) -> None:
+    """UserInputError where a spec could not name an evaluator so."""
+    from llamaduo.errors import UserInputError
+
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name):
+        raise UserInputError(f"{name!r} is no name: lower-case letters, digits and dashes", field=field)
 
 
 async def check_place(name: str, url: str) -> None:

@@ -65,7 +65,6 @@ def command_event(what: str, view: MigrationView, command: str, why: str, number
     """The event of a command. UserInputError if it makes no sense for this migration."""
     from llamaduo.errors import UserInputError
     from llamaduo.events import (
-        AdapterPromoted,
         CancelRequested,
         PauseRequested,
         PromoteRequested,
@@ -92,8 +91,19 @@ def command_event(what: str, view: MigrationView, command: str, why: str, number
         if view.adapter(chosen) is None:
             raise UserInputError(f"round {chosen} has no adapter", field="--round")
         return PromoteRequested.model_validate({**about, "round": chosen})
-    served = view.alias.round if isinstance(view.alias, AdapterPromoted) else None
-    chosen = number if number is not None else served
+    chosen = number if number is not None else served_round(view)
     if chosen is None:
         raise UserInputError("nothing of this migration is served, so nothing can be rolled back")
     return RollbackRequested.model_validate({**about, "round": chosen})
+
+
+def served_round(view: MigrationView) -> int | None:
+    """The round of this migration that was promoted last, or that a roll-back led to; None where none is left."""
+    from llamaduo.events import AdapterPromoted
+
+    change = view.alias
+    if isinstance(change, AdapterPromoted):
+        return change.round
+    digest = change.to.digest if change is not None and change.to is not None else None
+    rounds = [event.round for event in view.of_type(AdapterPromoted) if event.adapter.digest == digest]
+    return rounds[-1] if rounds else None

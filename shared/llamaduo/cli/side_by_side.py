@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def labels_of(view: MigrationView) -> dict[str, str]:
     """Candidates with answers to the test split, by key, in the order they are shown."""
-    keys = ["base", *(f"round-{number}" for number in view.rounds), "service"]
-    names = {"base": "base model", "service": "service LLM"}
+    keys = ["base", "nearest", *(f"round-{number}" for number in view.rounds), "service"]
+    names = {"base": "base model", "nearest": "nearest train row", "service": "service LLM"}
     return {
         key: names.get(key, key.replace("-", " "))
         for key in keys

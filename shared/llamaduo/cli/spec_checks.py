@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llamaduo.base_models import check_folder
-from llamaduo.built_in_evaluators import METRICS
+from llamaduo.built_in_evaluators import METRICS, ON_WISH
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.best_case import fewest_rows, parity_gate, right_of
 from llamaduo.migrations.intervals import to_unit
@@ -32,13 +32,20 @@ class EvaluatorOnBus:
 
 
 def check_gate(found: SpecFile) -> None:
-    """UserInputError for a metric that a built-in evaluator does not give, or a threshold off its scale."""
-    for key, threshold in found.spec.gate.absolute.items():
+    """UserInputError for a metric that a built-in evaluator does not give, or a threshold or floor off its scale."""
+    gate = found.spec.gate
+    asked: list[tuple[tuple[str, ...], str, float]] = [
+        (("gate", "absolute", key), key, threshold) for key, threshold in gate.absolute.items()
+    ]
+    asked += [
+        (("gate", "slices", column, "floor"), gate.metric_of(column), part.floor)
+        for column, part in gate.slices.items()
+    ]
+    for path, key, threshold in asked:
         evaluator, _, metric = key.partition(".")
         metrics = METRICS.get(evaluator)
         if metrics is None:
             continue
-        path = ("gate", "absolute", key)
         scale = metrics.get(metric)
         if scale is None:
             near = did_you_mean(key, [f"{evaluator}.{name}" for name in metrics])
@@ -244,7 +251,7 @@ def doubtful_evaluators(found: SpecFile) -> list[str]:
 
 
 def check_evaluators(found: SpecFile, on_bus: list[EvaluatorOnBus]) -> list[str]:
-    """Notes on evaluators that nobody runs now. UserInputError if a required one is unknown to the bus."""
+    """Notes on evaluators that nobody runs now. UserInputError if one that decides is unknown to the bus."""
     known = {evaluator.name: evaluator.attended for evaluator in on_bus}
     notes: list[str] = []
     for place, choice in enumerate(found.spec.evaluators):
@@ -252,10 +259,11 @@ def check_evaluators(found: SpecFile, on_bus: list[EvaluatorOnBus]) -> list[str]
             continue
         if choice.name in known:
             notes.append(f"evaluator {choice.name} ({choice.role}): no process is running it now")
-        elif choice.role == "required":
+        elif choice.role != "advisory":
             # First what was meant: the command would make a misspelling last.
-            near = did_you_mean(choice.name, known)
-            add = f"llamaduo evaluator add {choice.name}"
+            wish = choice.name in ON_WISH
+            near = None if wish else did_you_mean(choice.name, known)
+            add = f"llamaduo {'up --evaluator' if wish else 'evaluator add'} {choice.name}"
             raise found.mistake(
                 ("evaluators", place, "name"),
                 f"nobody would mark for {choice.name!r}: the bus has no consumer for it",

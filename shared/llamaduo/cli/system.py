@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llamaduo.built_in_evaluators import ON_WISH
 from llamaduo.cli.nats_server import PREFERRED_PORT, answers, free_port, nats_program
 from llamaduo.cli.processes import Child, Program, Supervisor, tail
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, remove_note, write_note
@@ -25,8 +26,10 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "judge-llm-judge": ("services.judge", "--evaluator", "llm-judge"),
     "verdict": ("services.verdict",),
 }
-CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge")
+CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise")
 """The only services that are given the environment's API keys."""
+ENGINE_KEYS = ("LLAMADUO_ENGINE_API_KEY", "LLAMADUO_ENGINE_API_KEY_FILE")
+"""For inference alone."""
 VLLM_VARIABLE = "LLAMADUO_VLLM_PYTHON"
 NO_HEALTH = ("nats-server", "emulator")
 STARTING_S = 30.0
@@ -43,12 +46,25 @@ class Plan:
     nats_port: int = PREFERRED_PORT
     emulator: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
+    evaluators: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self) -> None:
+        strange = sorted(set(self.evaluators) - set(ON_WISH))
+        if strange:
+            raise UserInputError(
+                f"`up` cannot run evaluator {strange[0]!r}",
+                hint=f"it can run {', '.join(ON_WISH)}; one of your own: `llamaduo evaluator run`",
+            )
         unknown = sorted(set(self.without) - set(SERVICES))
         if unknown:
             raise UserInputError(f"there is no service {unknown[0]!r}", hint=f"there are {', '.join(SERVICES)}")
+
+    @property
+    def services(self) -> dict[str, tuple[str, ...]]:
+        """Module and arguments of each service to run, in the order in which they start."""
+        wanted = {name: module for name, module in SERVICES.items() if name not in self.without}
+        return wanted | {f"judge-{name}": ("services.judge", "--evaluator", name) for name in self.evaluators}
 
 
 @dataclass
@@ -78,9 +94,8 @@ def is_key_name(name: str) -> bool:
 
 
 def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
-    """A service's environment: ours, without keys unless it calls a provider, and what it must know."""
-    allowed = service in CALL_A_PROVIDER
-    kept = {name: value for name, value in plan.environment.items() if allowed or not is_key_name(name)}
+    """A service's environment: ours, without the keys that it has no use for, and what it must know."""
+    kept = {name: value for name, value in plan.environment.items() if not is_key_name(name) or _needs(service, name)}
     return kept | {
         "LLAMADUO_STATE_DIR": str(plan.state),
         "LLAMADUO_NATS_URL": url,
@@ -90,6 +105,10 @@ def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **({VLLM_VARIABLE: str(vllm)} if (vllm := find_vllm_python(kept, Path.cwd())) else {}),
     }
+
+
+def _needs(service: str, key: str) -> bool:
+    return service == "inference" if key in ENGINE_KEYS else service in CALL_A_PROVIDER
 
 
 def find_vllm_python(environment: Mapping[str, str], root: Path) -> Path | None:
@@ -112,7 +131,7 @@ def service_program(plan: Plan, service: str, url: str) -> Program:
     """A service as a child process."""
     return Program(
         name=service,
-        argv=[sys.executable, "-m", *SERVICES[service]],
+        argv=[sys.executable, "-m", *plan.services[service]],
         env=child_environment(plan, service, url),
         log=plan.state / "logs" / f"{service}.log",
         port_file=port_file(plan.state, service),
@@ -161,9 +180,8 @@ async def running(plan: Plan) -> AsyncIterator[System]:
             if plan.emulator is not None:
                 emulator = await system.supervisor.start(emulator_program(plan))
                 system.emulator_url = await _emulator_url(emulator)
-            for service in SERVICES:
-                if service not in plan.without:
-                    await system.supervisor.start(service_program(plan, service, system.nats_url))
+            for service in plan.services:
+                await system.supervisor.start(service_program(plan, service, system.nats_url))
             yield system
         finally:
             await _stop(system)
@@ -196,6 +214,8 @@ async def set_bus_up(system: System) -> None:
     try:
         profile = system.plan.environment.get("LLAMADUO_PROFILE", "default")
         await topology.bootstrap(bus.js, profile=profile)
+        for name in system.plan.evaluators:
+            await topology.add_evaluator(bus.js, name, profile=profile)
     finally:
         await bus.close()
 

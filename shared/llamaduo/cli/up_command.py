@@ -27,6 +27,9 @@ def up(
     ] = False,
     nats_port: Annotated[int, typer.Option(min=0, max=65535, help="0 or a taken one: a free port.")] = 4222,
     without: Annotated[list[str] | None, typer.Option(help="Leave a service out; may be repeated.")] = None,
+    evaluator: Annotated[
+        list[str] | None, typer.Option(help="Also run this evaluator, e.g. label-accuracy; may be repeated.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background.")] = False,
 ) -> None:
     """Run nats-server and all services as child processes, until Ctrl-C.
@@ -42,6 +45,7 @@ def up(
         nats_port=nats_port,
         emulator=() if emulator else None,
         without=tuple(without or ()),
+        evaluators=tuple(dict.fromkeys(evaluator or ())),
     )
     if detach:
         _detach(plan)
@@ -93,6 +97,8 @@ def _detach(plan: Plan) -> None:
     command += ["--emulator"] if plan.emulator is not None else []
     for name in plan.without:
         command += ["--without", name]
+    for name in plan.evaluators:
+        command += ["--evaluator", name]
     with log.open("ab") as output:
         child = subprocess.Popen(
             command,

@@ -48,17 +48,6 @@ def wilson(values: Sequence[float], scale: MetricRange, confidence: float) -> In
     return Interval(mean=scale.low + mean * width, low=scale.low + low * width, high=scale.low + high * width, n=n)
 
 
-def rows_to_decide(mean: float, threshold: float, scale: MetricRange, confidence: float) -> int | None:
-    """About how many prompts would tell `mean` from `threshold`; None where they are equal."""
-    width = scale.high - scale.low
-    gap = abs(mean - threshold) / width if width > 0 else 0.0
-    if gap < 1e-6:
-        return None
-    share = min(1.0, max(0.0, (mean - scale.low) / width))
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    return max(1, math.ceil(z * z * max(share * (1 - share), 0.01) / (gap * gap)))
-
-
 def mean_by_row(scored: Iterable[EvalScored]) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """metric -> row -> mean mark over its samples and repeats; and metric -> marks withheld (abstained)."""
     values: dict[str, dict[str, list[float]]] = {}

@@ -25,6 +25,7 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
+from llamaduo.migrations.report_trust import TrustPart, trust_of
 from llamaduo.migrations.report_warnings import warnings_of
 from llamaduo.migrations.seconds import Seconds, seconds_within, spans_of
 from llamaduo.migrations.spec import ServiceLLM
@@ -53,7 +54,10 @@ class ServiceLLMPart(Part):
     base_url: str | None = Field(None, description="None: the provider's own address")
     teacher: str | None = Field(None, description="model that wrote new rows, with its address if it has one")
     judge: str | None = Field(None, description="model that judged, with its address if it has one")
-    marks: Marks = Field(default_factory=dict)
+    marks: Marks = Field(
+        default_factory=dict,
+        description="against the coverage answers: where those are its own, its agreement with its logged answers",
+    )
 
 
 class RoundPart(Part):
@@ -81,6 +85,7 @@ class RoundPart(Part):
         description="test split; the verdict's own intervals where it gave any, else Wilson's",
     )
     marked: int = Field(0, description="test prompts marked when it was decided")
+    sure_after: int = Field(0, description="test prompts after which it was certain; 0: it never was")
     failing: int = Field(0, description="failing rows that were handed on to the synthesizer")
     seconds: Seconds = Seconds()
 
@@ -90,7 +95,7 @@ class EvaluatorPart(Part):
 
     name: str
     versions: list[str]
-    role: Literal["required", "advisory", "not asked"]
+    role: Literal["required", "advisory", "veto", "not asked"]
     metrics: dict[str, tuple[float, float]] = Field(default_factory=dict, description="lowest and highest mark")
     abstained: int = Field(0, description="marks it withheld, over all candidates")
 
@@ -136,10 +141,15 @@ class Report(Part):
     ended_at: datetime | None = None
     base_model: BaseModelPart = BaseModelPart()
     service_llm: ServiceLLMPart = ServiceLLMPart()
+    nearest_row: Marks = Field(
+        default_factory=dict,
+        description="what no training gives: the most alike train row's answer copied; marked by free evaluators",
+    )
     gate: dict[str, Any] = Field(default_factory=dict)
     rounds: list[RoundPart] = Field(default_factory=list)
     passed_round: int | None = None
     holdout: Marks = Field(default_factory=dict, description="the passed round on rows never looked at before")
+    trust: TrustPart = Field(TrustPart(), description="how far the marks can be trusted")
     served: ServedPart | None = None
     evaluators: list[EvaluatorPart] = Field(default_factory=list)
     seconds: Seconds = Seconds()
@@ -216,6 +226,7 @@ def _round(view: MigrationView, number: int, seconds: Seconds) -> RoundPart:
         parts |= {field: getattr(trained, field) for field in same}
     if decided is not None:
         parts |= {"verdict": decided.verdict, "note": decided.note, "marked": decided.rows}
+        parts |= {"sure_after": decided.sure_after}
         parts |= {"failing": len(decided.failures) if isinstance(decided, EvalFailed) else 0}
     return RoundPart(**parts)
 
@@ -272,7 +283,9 @@ def _served(view: MigrationView) -> ServedPart | None:
     change = view.alias
     if not isinstance(change, AdapterPromoted):
         return None
-    urls = {loaded.url for loaded in view.loaded if loaded.digest == change.adapter.digest and loaded.url}
+    # A replica whose engine was changed says so again, at another address.
+    mine = [loaded for loaded in view.loaded if loaded.digest == change.adapter.digest]
+    urls = {loaded.replica: loaded.url for loaded in sorted(mine, key=lambda loaded: loaded.at)}
     return ServedPart(
         alias=change.alias,
         name=change.name,
@@ -280,7 +293,7 @@ def _served(view: MigrationView) -> ServedPart | None:
         round=change.round,
         by=change.by,
         why=change.why,
-        urls=sorted(urls),
+        urls=sorted({url for url in urls.values() if url}),
     )
 
 
@@ -328,10 +341,12 @@ def build_report(view: MigrationView, now: datetime) -> Report:
             judge=_named(spec.judge_llm) if spec else None,
             marks=marks_so_far(view, "service", "test"),
         ),
+        nearest_row=marks_so_far(view, "nearest", "test"),
         gate=spec.gate.model_dump(mode="json") if spec else {},
         rounds=rounds,
         passed_round=passed.round if passed else None,
         holdout=holdout,
+        trust=trust_of(view),
         served=_served(view),
         evaluators=_evaluators(view),
         seconds=overall,
@@ -341,4 +356,4 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         versions={name: version for event in trained for name, version in sorted(event.versions.items())},
     )
     marks_by_round = {part.number: part.marks for part in rounds}
-    return report.model_copy(update={"warnings": warnings_of(view, marks_by_round)})
+    return report.model_copy(update={"warnings": warnings_of(view, marks_by_round, report.trust)})

@@ -5,7 +5,7 @@ Everything that came from data, models or people is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -13,6 +13,9 @@ from importlib.resources import files
 from llamaduo.events import Interval, Marks
 from llamaduo.migrations.report import Report
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
+from llamaduo.migrations.report_tables import table as _table
+from llamaduo.migrations.report_tables import text as _text
+from llamaduo.migrations.report_trust_html import trust_section
 from llamaduo.migrations.seconds import Seconds
 
 STAGES = ("training", "generation", "service_llm", "marking", "other")
@@ -42,6 +45,7 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
             _warnings(report.warnings),
             _cards(report),
             _marks(report),
+            trust_section(report),
             _data(report),
             _training(report),
             _seconds(report),
@@ -60,21 +64,6 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
 
 def _css() -> str:
     return files("llamaduo.migrations").joinpath("report.css").read_text("utf-8")
-
-
-def _text(value: object) -> str:
-    return escape("–" if value is None else str(value))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table of ready HTML cells; columns in `numeric` stand right."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="n"' if i in numeric else "" for i in range(len(cells))]
-        return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for c, k in zip(cells, kinds, strict=True)) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _interval(interval: Interval | None) -> str:
@@ -115,7 +104,13 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _metrics(report: Report) -> list[tuple[str, str]]:
     """All (evaluator, metric) pairs; those of required evaluators first."""
-    every = [report.base_model.marks, report.service_llm.marks, report.holdout, *(r.marks for r in report.rounds)]
+    every = [
+        report.base_model.marks,
+        report.nearest_row,
+        report.service_llm.marks,
+        report.holdout,
+        *(r.marks for r in report.rounds),
+    ]
     pairs = {(evaluator, metric) for marks in every for evaluator, metrics in marks.items() for metric in metrics}
     required = {part.name for part in report.evaluators if part.role == "required"}
     return sorted(pairs, key=lambda pair: (pair[0] not in required, pair))
@@ -125,6 +120,7 @@ def _candidates(report: Report) -> list[tuple[str, str, Marks]]:
     """(label, kind, marks) in the order of the chart."""
     return [
         ("base model", "base", report.base_model.marks),
+        ("nearest row", "nearest", report.nearest_row),
         *((f"round {part.number}", "round", part.marks) for part in report.rounds),
         ("holdout", "holdout", report.holdout),
         ("service LLM", "service", report.service_llm.marks),

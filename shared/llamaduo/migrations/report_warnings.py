@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean
 from urllib.parse import urlsplit
 
 from llamaduo.events import (
@@ -13,23 +15,32 @@ from llamaduo.events import (
     ResponsesGenerated,
 )
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.migrations.intervals import rows_to_decide
+from llamaduo.migrations.intervals import mean_by_row
+from llamaduo.migrations.report_trust import TrustPart
 from llamaduo.migrations.spec import MigrationSpec
 
 WIDE = 0.10
 """Half an interval, as a share of the scale, beyond which a test set is called small."""
 NEARLY_ALL = 0.95
+LITTLE_AGREEMENT = 0.4
+"""Below it two evaluators mark different things; Krippendorff asks for 0.67 before tentative conclusions."""
 
 
-def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks], trust: TrustPart) -> list[str]:
     """Warnings in the order a reader should see them; `marks_by_round` holds each round's test marks."""
     return [
         *_who_the_service_llm_was(view.spec),
-        *_small_test_set(view, marks_by_round),
+        *_small_test_set(view, marks_by_round, trust),
+        *_vetoed_on_holdout(view),
+        *_no_better_than_copying(view, marks_by_round),
+        *_aimed_too_narrowly(trust),
+        *_disagreeing(trust),
+        *_weak_parts(trust),
         *_silent(view),
         *_abstained(view),
         *_changed_evaluators(view),
         *_cut_rows(view),
+        *_cut_answers(view),
         *_rebought(view),
         *_refused(view),
     ]
@@ -57,7 +68,7 @@ def _scales(view: MigrationView) -> dict[tuple[str, str], MetricRange]:
     }
 
 
-def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks], trust: TrustPart) -> list[str]:
     decided = [number for number in marks_by_round if view.decision(number) is not None]
     spec = view.spec
     if not decided or spec is None:
@@ -70,7 +81,6 @@ def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) ->
         return []
     for evaluator, metrics in sorted(marks_by_round[last].items()):
         for metric, interval in sorted(metrics.items()):
-            threshold = spec.gate.absolute.get(f"{evaluator}.{metric}")
             scale = _scales(view).get((evaluator, metric), MetricRange())
             width = scale.high - scale.low
             half = (interval.high - interval.low) / 2
@@ -80,11 +90,83 @@ def _small_test_set(view: MigrationView, marks_by_round: Mapping[int, Marks]) ->
                 f"{evaluator}.{metric} of round {last} is known to ±{half:.3g} only, from {interval.n} "
                 "prompts: a difference below that cannot be told"
             )
-            if threshold is not None and undecided:
-                wanted = rows_to_decide(interval.mean, threshold, scale, spec.gate.confidence)
-                text += f"; about {wanted} prompts would decide it" if wanted else ""
             found.append(text)
+    if undecided:
+        found += [
+            f"round {last} is undecided on {part.name}: {part.prompts} prompts tell a distance of "
+            f"{part.smallest_gap:.3g} from the gate; about {part.prompts_to_decide} prompts would decide it"
+            for part in trust.resolution
+            if part.prompts_to_decide is not None and part.prompts_to_decide > part.prompts
+        ]
     return found
+
+
+def _vetoed_on_holdout(view: MigrationView) -> list[str]:
+    """The holdout changes no verdict, so a violation there is seen by nobody else."""
+    if view.spec is None or view.passed is None:
+        return []
+    found = []
+    for name in view.spec.vetoes:
+        marked: set[str] = set()
+        broken: set[str] = set()
+        for event in (e for shard in view.scored(view.passed.candidate.key, "holdout", name).values() for e in shard):
+            for mark in event.marks:
+                scale = event.metrics.get(mark.metric)
+                if scale is None or mark.value is None:
+                    continue
+                marked.add(mark.row)
+                if mark.value != (scale.high if scale.higher_is_better else scale.low):
+                    broken.add(mark.row)
+        if broken:
+            found.append(
+                f"{name} would have vetoed on the holdout: {len(broken)} of {len(marked)} prompts violate it"
+            )
+    return found
+
+
+def _no_better_than_copying(view: MigrationView, marks_by_round: Mapping[int, Marks]) -> list[str]:
+    decided = [number for number in marks_by_round if view.decision(number) is not None]
+    if not decided or view.spec is None:
+        return []
+    last, found = max(decided), []
+    for evaluator in view.spec.required:
+        scored = [event for shard in view.scored("nearest", "test", evaluator).values() for event in shard]
+        for metric, rows in sorted(mean_by_row(scored)[0].items()):
+            trained, copied = marks_by_round[last].get(evaluator, {}).get(metric), fmean(rows.values())
+            scale = _scales(view).get((evaluator, metric), MetricRange())
+            if trained is None or (trained.mean > copied) == scale.higher_is_better:
+                continue
+            found.append(
+                f"{evaluator}.{metric} of round {last} is {trained.mean:.3g}; copying the nearest train row's answer "
+                f"gives {copied:.3g}: training has added nothing that this shows"
+            )
+    return found
+
+
+def _aimed_too_narrowly(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.name} is {part.test:.3g} on test rows and {part.holdout:.3g} on the holdout: more than chance; later "
+        "rounds were aimed at test failures, so trust the holdout"
+        for part in trust.holdout
+        if (part.low > 0 if part.higher_is_better else part.high < 0)
+    ]
+
+
+def _weak_parts(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.name} is {part.mean:.3g} ({part.low:.3g} to {part.high:.3g}, n={part.n}) where {part.column} is "
+        f"{part.value!r}: below the floor of {part.floor:.3g}"
+        for part in trust.slices
+        if part.state == "below"
+    ]
+
+
+def _disagreeing(trust: TrustPart) -> list[str]:
+    return [
+        f"{part.one} and {part.other} hardly agree on {part.prompts} prompts (alpha {part.alpha:.2f})"
+        for part in trust.agreement
+        if part.alpha is not None and part.alpha < LITTLE_AGREEMENT and part.prompts >= 20
+    ]
 
 
 def _silent(view: MigrationView) -> list[str]:
@@ -132,6 +214,30 @@ def _cut_rows(view: MigrationView) -> list[str]:
                 "the recipe's max_length and lost their end or were left out"
             )
     return found
+
+
+def _cut_answers(view: MigrationView) -> list[str]:
+    """Too long prompts first: nobody marked them. Shards of test and holdout count together."""
+    too_long: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
+    for event in view.of_type(ResponsesGenerated):
+        key = event.candidate.key
+        too_long[key] += event.too_long
+        cut[key] += event.cut
+        rows[key] += event.rows
+    unanswered = [
+        f"{key}: {count} of {rows[key]} prompts did not fit the model's window and have no answer: "
+        "raise LLAMADUO_MAX_LENGTH of inference, if the model can, or shorten them"
+        for key, count in sorted(too_long.items())
+        if count
+    ]
+    ended = [
+        f"{key}: {count} answers to {rows[key]} prompts were cut at generation.max_tokens"
+        for key, count in sorted(cut.items())
+        if count
+    ]
+    return [*unanswered, *ended]
 
 
 def _rebought(view: MigrationView) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llamaduo.events import Split
 from llamaduo.migrations.recipe import Recipe
@@ -45,10 +45,14 @@ Provider = Annotated[ServiceLLM, BeforeValidator(_model_shorthand)]
 
 
 class EvaluatorChoice(Strict):
-    """An evaluator this migration asks: required ones decide, advisory ones are only reported."""
+    """An evaluator this migration asks: required ones decide, advisory ones are only reported.
+
+    A veto lets no round pass in which a prompt got less than the best mark.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
-    role: Literal["required", "advisory"] = "required"
+    role: Literal["required", "advisory", "veto"] = "required"
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="the evaluator's own settings")
 
 
 def _evaluator_shorthand(value: Any) -> Any:
@@ -61,6 +65,15 @@ class Parity(Strict):
     margin: float = Field(gt=0, le=50)
 
 
+class Slice(Strict):
+    """A floor for each part of the test rows that shares a value of one `meta` column."""
+
+    floor: float = Field(description="smallest mean of any part, on the metric's own scale")
+    metric: str = Field("", description="`evaluator.metric`; may be left out where `absolute` has just one")
+    min_rows: int = Field(20, ge=2, description="test rows below which a part is only reported")
+    decides: bool = Field(False, description="whether a part below its floor keeps the round from passing")
+
+
 class Gate(Strict):
     """When a round passes: every absolute threshold is met and, if asked, parity holds."""
 
@@ -69,6 +82,7 @@ class Gate(Strict):
         description="`evaluator.metric`: smallest mean that passes, on the metric's own scale",
     )
     parity: Parity | None = None
+    slices: dict[str, Slice] = Field(default_factory=dict, description="column of `meta`: a floor for its worst part")
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")
@@ -78,7 +92,15 @@ class Gate(Strict):
         for key in self.absolute:
             if key.count(".") != 1:
                 raise wrong_at(("absolute", key), "is not `evaluator.metric`", "e.g. exact-match.exact")
+        for column in self.slices:
+            if self.metric_of(column).count(".") != 1:
+                raise wrong_at(("slices", column, "metric"), "is not `evaluator.metric`", "e.g. exact-match.exact")
         return self
+
+    def metric_of(self, column: str) -> str:
+        """The `evaluator.metric` whose floor a slice has; "" where it cannot be told."""
+        named = self.slices[column].metric
+        return named or (next(iter(self.absolute)) if len(self.absolute) == 1 else "")
 
 
 class Splits(Strict):
@@ -128,8 +150,14 @@ class Marking(Strict):
     """How the verdict asks for marks."""
 
     shard_rows: int = Field(25, ge=1, le=1_000)
-    wave_shards: int = Field(2, ge=1, le=64, description="shards asked for ahead of the marks")
+    wave_shards: int = Field(2, ge=1, le=64, description="shards in a wave; at most two waves are asked ahead")
     failures_wanted: int = Field(30, ge=0, description="failing rows gathered before a sure fail is announced")
+    repeats: int = Field(
+        0,
+        ge=0,
+        le=9,
+        description="times a noisy evaluator may be asked again where its noise keeps a round undecided",
+    )
     silent_after_s: float = Field(3600, gt=0, description="a required evaluator silent this long stops it")
     baseline_rows: int = Field(0, ge=0, description="test rows the base model answers; 0: all")
 
@@ -184,23 +212,28 @@ class MigrationSpec(Strict):
         if not self.required:
             raise wrong_at(("evaluators",), "at least one evaluator must be required")
         for key in self.gate.absolute:
-            name, _, metric = key.partition(".")
-            if name in self.required:
-                continue
-            if name in names:
-                raise wrong_at(
-                    ("gate", "absolute", key),
-                    f"{name} is not a required evaluator, and only those decide",
-                    "take `role: advisory` away from it",
-                )
-            near = nearest(name, self.required)
-            meant = f"did you mean {near + '.' + metric!r}? Or " if near else ""
-            raise wrong_at(
-                ("gate", "absolute", key),
-                f"{name} is not a required evaluator",
-                f"{meant}list it under `evaluators`, where there is {', '.join(names)}",
-            )
+            self._decides(("gate", "absolute", key), key)
+        for column in self.gate.slices:
+            self._decides(("gate", "slices", column), self.gate.metric_of(column))
         return self
+
+    def _decides(self, path: tuple[str, ...], key: str) -> None:
+        """An error at `path` unless `key`, `evaluator.metric`, is of a required evaluator."""
+        name, _, metric = key.partition(".")
+        if name in self.required:
+            return
+        names = [evaluator.name for evaluator in self.evaluators]
+        if name in names:
+            raise wrong_at(
+                path, f"{name} is not a required evaluator, and only those decide", "take `role` away from it"
+            )
+        near = nearest(name, self.required)
+        meant = f"did you mean {near + '.' + metric!r}? Or " if near else ""
+        raise wrong_at(
+            path,
+            f"{name} is not a required evaluator",
+            f"{meant}list it under `evaluators`, where there is {', '.join(names)}",
+        )
 
     @property
     def llms(self) -> Iterator[tuple[str, ServiceLLM]]:
@@ -221,5 +254,19 @@ class MigrationSpec(Strict):
 
     @property
     def required(self) -> list[str]:
-        """Names of the evaluators that decide."""
+        """Names of the evaluators whose means decide."""
         return [e.name for e in self.evaluators if e.role == "required"]
+
+    @property
+    def vetoes(self) -> list[str]:
+        """Names of the evaluators that allow no violation."""
+        return [e.name for e in self.evaluators if e.role == "veto"]
+
+    @property
+    def awaited(self) -> list[str]:
+        """Names of the evaluators without whose marks no round is decided."""
+        return [e.name for e in self.evaluators if e.role != "advisory"]
+
+    def options_of(self, evaluator: str) -> dict[str, JsonValue]:
+        """What is set for that evaluator; {} where nothing is."""
+        return next((dict(e.options) for e in self.evaluators if e.name == evaluator), {})

@@ -1,0 +1,100 @@
+"""A clear round is decided early in the real loop too: judge calls as the emulator counted them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from benchmarks.verdict import Cell, measure
+from llamaduo.bus.connection import Bus
+from llamaduo.events import EvalScored, ResponsesRequested
+from llamaduo.migrations.fold import MigrationView, fold
+from services.inference.fake_engine import skill_of
+from tests.loop.test_loop import all_services, emulator, ended, log_of, spec_of, submit
+from tests.support import connected, nats_server, serving, until
+
+
+@pytest.fixture
+async def loop(tmp_path: Path) -> AsyncIterator[tuple[Bus, str]]:
+    """A bus with all services on it, and the emulator's URL."""
+    with nats_server(tmp_path / "nats") as server:
+        async with connected(server, tmp_path) as bus, emulator() as url, serving(*all_services(server, tmp_path)):
+            yield bus, url
+
+
+@pytest.mark.parametrize(
+    ("train", "gate", "verdict"),
+    [
+        pytest.param(60, 0.32, "passed", id="a sure pass asks no more"),
+        pytest.param(30, 0.70, "failed", id="a sure fail asks until there are failures to aim at"),
+    ],
+)
+async def test_a_real_loop_makes_about_as_many_judge_calls_as_the_simulation(
+    loop: tuple[Bus, str], train: int, gate: float, verdict: str
+) -> None:
+    bus, url = loop
+    spec = spec_of(
+        url,
+        gate={"absolute": {"llm-judge.similarity": 100 * gate}},
+        evaluators=["llm-judge"],
+        splits={"train": train, "validation": 20, "test": 200, "holdout": 25},
+        budgets={"rounds": 1},
+        promotion="manual",
+    )
+    migration = await submit(bus, spec)
+    view = await until(lambda: ended(bus, migration), seconds=90, what="the end")
+    decided = view.decision(0)
+    assert decided is not None and decided.verdict == verdict
+    asked = [e for e in view.of_type(ResponsesRequested) if e.candidate.key == "round-0" and e.split == "test"]
+    assert len(asked) < 8 and max(e.at for e in asked) <= decided.at
+
+    truth = skill_of(train)
+    simulated = measure(Cell("absolute", "binary", round(100 * (truth - gate)), gate), 40)
+    assert simulated[f"round0_{verdict}"] >= 0.9
+    print(f"judge calls: {calls_of_round(view)} in the loop, {simulated['calls']} simulated on average")
+    assert calls_of_round(view) <= 1.5 * simulated["calls"]
+
+    async def all_accounted_for() -> bool:
+        """Whether the log tells of every call; what was in flight at the end is told of a little later."""
+        return await completed(url) == calls_made(fold(await log_of(bus, migration)))
+
+    await until(all_accounted_for, seconds=30, what="every call that the emulator counted in an event")
+
+
+async def test_a_judge_without_noise_is_asked_again_for_one_shard_only(loop: tuple[Bus, str]) -> None:
+    """The emulator marks an answer always alike: the shard that shows it is bought anew, and no other."""
+    bus, url = loop
+    spec = spec_of(
+        url,
+        gate={"absolute": {"llm-judge.similarity": 46}},
+        evaluators=["llm-judge"],
+        splits={"train": 60, "validation": 20, "test": 200, "holdout": 25},
+        marking={"repeats": 3},
+        budgets={"rounds": 1},
+    )
+    migration = await submit(bus, spec)
+    view = await until(lambda: ended(bus, migration), seconds=90, what="the end")
+    decided = view.decision(0)
+    assert decided is not None and decided.verdict == "undecided" and "25 prompts were marked again" in decided.note
+    (again,) = [e for e in view.of_type(EvalScored) if e.repeat]
+    assert (again.shard, again.repeat, again.calls.made) == (0, 1, 25)
+
+
+def calls_of_round(view: MigrationView) -> int:
+    """Judge calls for round 0's test rows. Two candidates that gave one answer share the call: it counts for each."""
+    mine = [e for e in view.of_type(EvalScored) if e.candidate.key == "round-0" and e.split == "test"]
+    return sum(e.calls.made + e.calls.from_ledger for e in mine)
+
+
+def calls_made(view: MigrationView) -> int:
+    """All calls of the migration, as its own events count them."""
+    return sum(e.calls.made for e in view.events.values() if hasattr(e, "calls"))
+
+
+async def completed(url: str) -> int:
+    """All calls that the emulator answered."""
+    async with aiohttp.ClientSession() as http, http.get(f"{url.removesuffix('/v1')}/emulator/ledger") as answer:
+        return int((await answer.json())["totals"]["completed"])
