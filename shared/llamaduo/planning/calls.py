@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS
+from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, PAIRWISE
 from llamaduo.events import Split
 from llamaduo.migrations.best_case import fewest_rows
 from llamaduo.migrations.intervals import to_unit
@@ -18,7 +18,7 @@ from llamaduo.planning.sizes import Sizes
 
 Role = Literal["service_llm", "teacher", "judge"]
 
-CALLS_AN_ANSWER: dict[str, int] = {LLM_JUDGE: 1, "pairwise": 2}
+CALLS_AN_ANSWER: dict[str, int] = {LLM_JUDGE: 1, PAIRWISE: 2}
 """Evaluator -> calls for one answer. What is not here asks no service LLM, or is somebody's own."""
 JUDGE_PROMPT, JUDGE_ANSWER, JUDGE_ANSWER_MOST = 450, 120, 1024
 """Tokens: what the judge is told beside the three texts, two reasons and marks, and the most it may say."""
@@ -66,7 +66,7 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
     likely = min(likely, spec.synthesis.max_calls_per_round)
     answer = min(sizes.answer, spec.generation.max_tokens)
 
-    def judged(name: str, when: str, each: int, first: int, every: int) -> Stage:
+    def judged(name: str, when: str, each: int, first: int, every: int, repeats: int = 0) -> Stage:
         return Stage(
             name=name,
             when=when,
@@ -74,7 +74,7 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
             once=each,
             first=first,
             every=every,
-            most=every,
+            most=every * (1 + repeats),
             input_tokens=JUDGE_PROMPT + sizes.prompt + sizes.answer + answer,
             output_tokens=JUDGE_ANSWER,
             input_tokens_most=4 * JUDGE_PROMPT
@@ -99,7 +99,14 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
         ),
         judged("marks of these answers", "once", test * marks, test * marks, test * marks),
         judged("marks of the untrained base", "once", base * marks, base * marks, base * marks),
-        judged("marks of the model", "each round", test * marks, early * marks, rounds * test * marks),
+        judged(
+            "marks of the model",
+            "each round",
+            test * marks,
+            early * marks,
+            rounds * test * marks,
+            spec.marking.repeats,
+        ),
         judged("marks of the holdout", "after a pass", holdout * marks, holdout * marks, holdout * marks),
         Stage(
             name="new training rows",

@@ -6,7 +6,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.built_in_evaluators import METRICS
+from llamaduo.built_in_evaluators import CHRF, METRICS, ROUGE_L
 from llamaduo.events import MetricRange
 from llamaduo.migrations.best_case import right_of
 from llamaduo.migrations.intervals import to_unit
@@ -17,6 +17,8 @@ GRADED_SPREAD = 0.22
 """Assumed standard deviation of a judge's marks over prompts, on [0, 1]."""
 DIFFERING = 0.10
 """Assumed share of prompts on which one of two equally good models gets a yes/no mark and the other does not."""
+GRADED = (CHRF, ROUGE_L)
+"""Evaluators that mark by degrees although their scale ends at 1."""
 YES_NO = MetricRange(low=0, high=1)
 
 
@@ -46,7 +48,7 @@ def telling_of(spec: MigrationSpec, test: int) -> list[Telling]:
         if scale is None:  # an own evaluator's scale is known once it marks
             continue
         share, width = to_unit(threshold, scale), scale.high - scale.low
-        yes_no = is_yes_no(scale)
+        yes_no = is_yes_no(evaluator, scale)
         spread = math.sqrt(share * (1 - share)) if yes_no else GRADED_SPREAD
         gap = smallest_gap(spread, test, alpha)
         found.append(
@@ -60,7 +62,8 @@ def telling_of(spec: MigrationSpec, test: int) -> list[Telling]:
             )
         )
     if spec.gate.parity is not None:
-        yes_no = any(is_yes_no(scale) for name in spec.required for scale in METRICS.get(name, {"": YES_NO}).values())
+        scales = [(name, scale) for name in spec.required for scale in METRICS.get(name, {"": YES_NO}).values()]
+        yes_no = any(is_yes_no(name, scale) for name, scale in scales)
         spread = parity_spread(yes_no=yes_no)
         gap = smallest_gap(spread, test, alpha)
         found.append(
@@ -78,9 +81,9 @@ def telling_of(spec: MigrationSpec, test: int) -> list[Telling]:
     return found
 
 
-def is_yes_no(scale: MetricRange) -> bool:
-    """Whether marks of this scale are to be taken for yes or no, which spread the widest."""
-    return scale.high - scale.low <= 1
+def is_yes_no(evaluator: str, scale: MetricRange) -> bool:
+    """Whether marks on this scale are to be taken for yes or no, which spread the widest."""
+    return scale.high - scale.low <= 1 and evaluator not in GRADED
 
 
 def parity_spread(*, yes_no: bool) -> float:
