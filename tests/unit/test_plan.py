@@ -275,6 +275,29 @@ def test_plan_needs_no_bus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_the_readmes_five_lines_pass_and_say_what_they_cannot_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    lines = (root / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) == 5
+    (tmp_path / "migration.yaml").write_text(lines)
+    (tmp_path / "tickets.jsonl").write_bytes((root / "examples" / "support-triage" / "tickets.jsonl").read_bytes())
+    assert call(["migrate", str(tmp_path / "migration.yaml"), "--check"]) == 0
+    said = capsys.readouterr().err
+    assert "165 test rows are few for a margin of 3" in said
+    assert "cannot tell a margin of 3 points" in said
+
+
+def test_a_gate_of_ones_own_evaluator_alone_is_planned_too() -> None:
+    own = planned(evaluators=["mine"], gate={"absolute": {"mine.good": 5}}, budgets={"rounds": 1})
+    text = page(own)
+    assert "depends on the scale of your own evaluator" in text
+    assert "mine: of evaluators of your own neither cost nor scale is known here" in text
+    assert "all 1 rounds" not in text
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_check_shows_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write(tmp_path, rows=100))
     assert call(["migrate", path, "--check"]) == 0

@@ -40,15 +40,20 @@ def key_lines(plan: Plan) -> list[str]:
     ]
 
 
+def in_full(plan: Plan) -> str:
+    """What the upper end of a range stands for."""
+    return f"all {plan.rounds} rounds" if plan.rounds > 1 else "it does not"
+
+
 def calls_words(plan: Plan) -> str:
     """How many calls."""
-    return f"{plan.calls.first:,.0f} (round 0 passes) to {plan.calls.every:,.0f} (all {plan.rounds} rounds)"
+    return f"{plan.calls.first:,.0f} (round 0 passes) to {plan.calls.every:,.0f} ({in_full(plan)})"
 
 
 def tokens_words(plan: Plan) -> str:
     """How many tokens."""
     first, every, most = (figure(number) for number in (plan.tokens.first, plan.tokens.every, plan.tokens.most))
-    return f"about {first} (round 0 passes) to {every} (all {plan.rounds} rounds); at most {most}"
+    return f"about {first} (round 0 passes) to {every} ({in_full(plan)}); at most {most}"
 
 
 def money_words(plan: Plan) -> str:
@@ -58,7 +63,7 @@ def money_words(plan: Plan) -> str:
     if not plan.calls.most:
         return "US$ 0"
     first, every, most = (f"{amount:,.2f}" for amount in (plan.money.first, plan.money.every, plan.money.most))
-    return f"about US$ {first} (round 0 passes) to {every} (all {plan.rounds} rounds); at most {most}"
+    return f"about US$ {first} (round 0 passes) to {every} ({in_full(plan)}); at most {most}"
 
 
 def hours_words(plan: Plan) -> str:
@@ -66,7 +71,7 @@ def hours_words(plan: Plan) -> str:
     hours = plan.hours
     if hours.first is None or hours.every is None:
         return f"unknown: {hours.why}"
-    return f"roughly {hours.first:.2g} (round 0 passes) to {hours.every:.2g} (all {plan.rounds} rounds, busy machine)"
+    return f"roughly {hours.first:.2g} (round 0 passes) to {hours.every:.2g} ({in_full(plan)}, busy machine)"
 
 
 def memory_words(plan: Plan) -> str:
@@ -93,8 +98,7 @@ def gap_words(one: Telling) -> str:
 def _calls(plan: Plan) -> list[str]:
     if not plan.stages:
         return ["calls     none of a service LLM"]
-    last = "all rounds" if plan.rounds == 1 else f"all {plan.rounds} rounds"
-    lines = [_line("calls of service LLMs", "each time", "round 0 passes", last, "at most")]
+    lines = [_line("calls of service LLMs", "each time", "round 0 passes", in_full(plan), "at most")]
     for stage in plan.stages:
         figures = [f"{number:,}" for number in (stage.once, stage.first, stage.every, stage.most)]
         lines.append(_line(f"  {stage.name}, {stage.when}", *figures))
