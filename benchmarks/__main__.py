@@ -6,32 +6,50 @@ import argparse
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import limits
+from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 from benchmarks.verdict import verdict
 
-BENCHMARKS: dict[str, Callable[[bool], Awaitable[dict[str, Any]]]] = {
-    "settling": settling,
-    "verdict": verdict,
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured, and the command-line options it has beside `--quick`."""
+
+    run: Callable[[argparse.Namespace], Awaitable[dict[str, Any]]]
+    options: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+BENCHMARKS = {
+    "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
+    "limits": Benchmark(limits.limits, limits.options),
+    "settling": Benchmark(lambda chosen: settling(chosen.quick)),
+    "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),
 }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work: shows that it runs")
-    arguments = parser.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True)
+    for name, benchmark in sorted(BENCHMARKS.items()):
+        own = names.add_parser(name)
+        own.add_argument("--quick", action="store_true", help="a tenth of the work: shows that it runs")
+        if benchmark.options is not None:
+            benchmark.options(own)
+    chosen = parser.parse_args()
 
     async def run() -> dict[str, Any]:
-        return await BENCHMARKS[arguments.name](arguments.quick)
+        return await BENCHMARKS[chosen.name].run(chosen)
 
     result = asyncio.run(run())
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    (folder / f"{arguments.name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    (folder / f"{chosen.name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps(result))
 
 

@@ -8,7 +8,7 @@ from math import ceil
 
 from services.emulator.chat import ChatRequest, wanted
 from services.emulator.judging import mark, prefer
-from services.emulator.synthesis import write_pairs
+from services.emulator.synthesis import check_pairs, write_pairs
 from services.emulator.teacher import understand
 
 
@@ -31,6 +31,8 @@ def answer(request: ChatRequest) -> Answer:
     want = wanted(request)
     if want.kind == "synthesis":
         text = json.dumps({"pairs": write_pairs(request)}, separators=(",", ":"), ensure_ascii=False)
+    elif want.kind == "check":
+        text = json.dumps({"checks": check_pairs(request)}, separators=(",", ":"), ensure_ascii=False)
     elif want.kind == "judge":
         text = mark(request.last_user_text()).as_json()
     elif want.kind == "pairwise":

@@ -15,7 +15,7 @@ from services.emulator import wire
 from services.emulator.answers import answer, tokens
 from services.emulator.chat import ChatRequest
 from services.emulator.draws import digest
-from services.emulator.faults import caller_of, cut_off, draw_fault, malform
+from services.emulator.faults import caller_of, draw_fault, spoil
 from services.emulator.ledger import Ledger
 from services.emulator.rate_limit import RateLimit
 from services.emulator.settings import EmulatorSettings
@@ -91,15 +91,12 @@ class _Emulator:
             message = "The server had an error while processing your request. Sorry about that!"
             return _refuse(500, wire.error(message, "server_error"))
 
-        said = answer(asked)
-        if fault == "cut":
-            said = cut_off(said, settings.seed, caller, arrival)
-        elif fault == "malformed":
-            said = malform(said, settings.seed, caller, arrival)
+        good = answer(asked)
+        said = spoil(fault, good, settings.seed, caller, arrival)
         prompt_tokens, completion_tokens = tokens(asked.prompt()), tokens(said.text) * asked.n
         used = wire.usage(prompt_tokens, completion_tokens)
         answer_id = digest(caller, arrival)[:24]
-        self._ledger.settle(key, 200, prompt_tokens, completion_tokens)
+        self._ledger.settle(key, 200, prompt_tokens, completion_tokens, fault="" if said == good else fault)
         if not asked.stream:
             return web.json_response(wire.completion(said, answer_id, asked.model, asked.n, used))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

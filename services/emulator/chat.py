@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-Kind = Literal["task", "synthesis", "judge", "pairwise"]
+Kind = Literal["task", "synthesis", "check", "judge", "pairwise"]
 Schema = dict[str, JsonValue]
 
 
@@ -102,6 +102,8 @@ def _kind(schema: Schema) -> Kind:
     names = _properties(schema)
     if "pairs" in names:
         return "synthesis"
+    if "checks" in names:
+        return "check"
     if "better" in names:
         return "pairwise"
     return "judge" if {"similarity", "precision"} <= names else "task"

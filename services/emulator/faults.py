@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +12,9 @@ from pydantic import JsonValue
 from services.emulator.answers import Answer
 from services.emulator.draws import digest, draws, share
 
-Fault = Literal["none", "rate_limited", "server_error", "cut", "malformed"]
+_MARK = re.compile(r'(":)(\d+)(?=[,}])')
+
+Fault = Literal["none", "rate_limited", "server_error", "cut", "malformed", "refused", "empty", "odd"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class FaultRates:
     server_error: float = 0.0
     cut: float = 0.0
     malformed: float = 0.0
+    refused: float = 0.0
+    empty: float = 0.0
+    odd: float = 0.0
 
 
 def draw_fault(rates: FaultRates, seed: int, caller: str, arrival: int) -> Fault:
@@ -32,6 +38,9 @@ def draw_fault(rates: FaultRates, seed: int, caller: str, arrival: int) -> Fault
         ("server_error", rates.server_error),
         ("cut", rates.cut),
         ("malformed", rates.malformed),
+        ("refused", rates.refused),
+        ("empty", rates.empty),
+        ("odd", rates.odd),
     )
     for fault, rate in table:
         if place < rate:
@@ -60,6 +69,41 @@ def malform(answer: Answer, seed: int, caller: str, arrival: int) -> Answer:
     else:
         text = _drop_a_field(answer.text, rng.random())
     return replace(answer, text=text)
+
+
+def refuse(answer: Answer) -> Answer:
+    """No answer, by the provider's content filter."""
+    return replace(answer, text="", tool=None, finish_reason="content_filter")
+
+
+def empty(answer: Answer) -> Answer:
+    """An answer without text."""
+    return replace(answer, text="")
+
+
+def odd_numbers(answer: Answer, seed: int, caller: str, arrival: int) -> Answer:
+    """The answer with its whole numbers (marks) written as people do: "85/100", "85 %", 85.5. Others as they are."""
+    written = draws("odd", seed, caller, arrival).choice(('"{}/100"', '"{} %"', "{}.5"))
+    return replace(
+        answer, text=_MARK.sub(lambda found: found[1] + written.format(min(99, int(found[2]))), answer.text)
+    )
+
+
+def spoil(fault: Fault, answer: Answer, seed: int, caller: str, arrival: int) -> Answer:
+    """The answer as a fault leaves it; unchanged where the fault is none of an answer, or finds nothing to spoil."""
+    match fault:
+        case "cut":
+            return cut_off(answer, seed, caller, arrival)
+        case "malformed":
+            return malform(answer, seed, caller, arrival)
+        case "refused":
+            return refuse(answer)
+        case "empty":
+            return empty(answer)
+        case "odd":
+            return odd_numbers(answer, seed, caller, arrival)
+        case _:
+            return answer
 
 
 def _drop_a_field(text: str, place: float) -> str:

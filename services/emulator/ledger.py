@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 
 class _Line(BaseModel):
@@ -21,6 +21,7 @@ class _Line(BaseModel):
     status: int | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    fault: str = ""
 
 
 class KeyCount(BaseModel):
@@ -31,7 +32,9 @@ class KeyCount(BaseModel):
 
 
 class Totals(BaseModel):
-    """Sums over all requests, with and without a key; `refused_429` and `failed_500` count such answers."""
+    """Sums over all requests, with and without a key; `refused_429` and `failed_500` count such answers, `spoiled`
+    the completed ones that a fault has changed, by fault.
+    """
 
     arrived: int = 0
     completed: int = 0
@@ -39,6 +42,7 @@ class Totals(BaseModel):
     failed_500: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    spoiled: dict[str, int] = Field(default_factory=dict)
 
 
 class LedgerView(BaseModel):
@@ -90,9 +94,12 @@ class Ledger:
         self._unkeyed[caller] += 1
         return self._unkeyed[caller]
 
-    def settle(self, key: str | None, status: int, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Notes how a request that arrived was answered; tokens only with a 200."""
-        self._write(_Line(key=key, status=status, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
+    def settle(
+        self, key: str | None, status: int, prompt_tokens: int = 0, completion_tokens: int = 0, fault: str = ""
+    ) -> None:
+        """Notes how a request that arrived was answered; tokens, and a fault that spoiled it, only with a 200."""
+        tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        self._write(_Line(key=key, status=status, fault=fault, **tokens))
 
     def reset(self) -> None:
         """Forgets everything, in the file too."""
@@ -121,6 +128,8 @@ class Ledger:
             self._totals.completed += 1
             self._totals.prompt_tokens += line.prompt_tokens
             self._totals.completion_tokens += line.completion_tokens
+            if line.fault:
+                self._totals.spoiled[line.fault] = self._totals.spoiled.get(line.fault, 0) + 1
         elif line.status == 429:
             self._totals.refused_429 += 1
         else:

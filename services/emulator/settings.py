@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Self
 
@@ -29,14 +30,18 @@ class EmulatorSettings(BaseSettings):
     error_rate: float = Field(default=0.0, ge=0, le=1, description="share of requests answered with 500")
     cut_rate: float = Field(default=0.0, ge=0, le=1, description="share of answers cut off")
     malformed_rate: float = Field(default=0.0, ge=0, le=1, description="share of answers malformed")
+    refusal_rate: float = Field(default=0.0, ge=0, le=1, description="share refused by a content filter")
+    empty_rate: float = Field(default=0.0, ge=0, le=1, description="share of answers without text")
+    odd_rate: float = Field(default=0.0, ge=0, le=1, description='share of marks written as "85/100", "85 %" or 85.5')
     seed: int = Field(default=0, description="seed of all faults")
     max_body_bytes: int = Field(default=1_000_000, ge=1, description="larger bodies are refused with 413")
 
     @model_validator(mode="after")
     def _rates_fit(self) -> Self:
-        total = self.rate_429 + self.error_rate + self.cut_rate + self.malformed_rate
+        rates = self.fault_rates()
+        total = sum(getattr(rates, field.name) for field in fields(rates))
         if total > 1:
-            raise ValueError(f"the rates of 429s, errors, cut and malformed answers add up to {total:g}, above 1")
+            raise ValueError(f"the rates of all faults (429s, errors, spoiled answers) add up to {total:g}, above 1")
         return self
 
     def fault_rates(self) -> FaultRates:
@@ -46,4 +51,7 @@ class EmulatorSettings(BaseSettings):
             server_error=self.error_rate,
             cut=self.cut_rate,
             malformed=self.malformed_rate,
+            refused=self.refusal_rate,
+            empty=self.empty_rate,
+            odd=self.odd_rate,
         )

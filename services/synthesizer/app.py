@@ -25,6 +25,7 @@ from llamaduo.events import (
 )
 from llamaduo.identity import content_digest
 from llamaduo.migrations.next_step import Stop, after_failure
+from llamaduo.migrations.planned_rows import rows_wanted
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm.on_bus import ClientOnBus
 from services.synthesizer.asking import joined_spans, total_counts
@@ -62,7 +63,7 @@ class Synthesizer:
         assert spec is not None and data is not None
         store = await work.bus.artifacts()
         splits = {name: load_rows(await read_bytes(store, ref)) for name, ref in data.splits.items()}
-        await work.progress(event, "synthesizing", 0, spec.synthesis.rows_per_round)
+        await work.progress(event, "synthesizing", 0, rows_wanted(spec.synthesis, len(splits["train"])))
         new = await synthesize(
             splits=splits,
             failures=event.failures,

@@ -31,6 +31,20 @@ class Pairs(BaseModel):
     pairs: list[Pair]
 
 
+class PairCheck(BaseModel):
+    """What a teacher says of one pair when it looks at it again."""
+
+    number: int = Field(description="number of the pair")
+    reason: str = Field("", description="a few words on what decides")
+    keep: bool = Field(description="whether the pair is right")
+
+
+class PairChecks(BaseModel):
+    """The typed answer to a prompt that has pairs checked."""
+
+    checks: list[PairCheck]
+
+
 @dataclass(frozen=True)
 class TeacherPrompt:
     """One call. `job` names it for the ledger; equal prompts with another `sample` are other calls."""
@@ -46,12 +60,13 @@ class TeacherPrompt:
 
 @dataclass(frozen=True)
 class TeacherAnswer:
-    """The answer to one prompt: `text`, or `pairs` where these were asked for; `error` says why there is
-    none.
+    """The answer to one prompt: `text`, or `pairs` or `checks` where these were asked for; `error` says why
+    there is none.
     """
 
     text: str | None = None
     pairs: list[Pair] = field(default_factory=list)
+    checks: list[PairCheck] = field(default_factory=list)
     error: str = ""
     counts: CallCounts = field(default_factory=CallCounts)
     work: WorkSpan | None = None

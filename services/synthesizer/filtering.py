@@ -9,6 +9,7 @@ from llamaduo.datasets import Row
 from llamaduo.events import Split
 from services.synthesizer.answer_form import answer_form, conform
 from services.synthesizer.asking import Pair
+from services.synthesizer.held_rows import HeldRows
 from services.synthesizer.near_copies import CopyFinder, comparable, shared_frame
 
 Dropped = Literal["malformed", "near_copy_held", "duplicate", "near_copy_train"]
@@ -20,8 +21,8 @@ class Screen:
     """The filters of one round. Each admitted pair is compared with by the later ones.
 
     A pair is dropped by the first of: `malformed` (empty, more than twice as long as nearly all of the
-    team's own rows, or not the JSON object that all their answers are), `near_copy_held` (resembles a
-    validation, test or holdout row: contamination), `duplicate` (a prompt we have, but for case and
+    team's own rows, or not the JSON object that all their answers are), `near_copy_held` (gives a
+    validation, test or holdout row away: contamination), `duplicate` (a prompt we have, but for case and
     punctuation), `near_copy_train` (resembles a train row or one admitted before).
     """
 
@@ -33,7 +34,7 @@ class Screen:
         self._answer_limit = _length_limit([row.answer for row in own])
         held = [row for split, rows in splits.items() if split != "train" for row in rows]
         train = [comparable(row.user_text, self._frame) for row in splits["train"]]
-        self._held = CopyFinder((comparable(row.user_text, self._frame) for row in held), near_copy)
+        self._held = HeldRows(held, self._frame, near_copy)
         self._ours = CopyFinder(train, near_copy)
         self._seen = {text.whole for text in train}
 
@@ -45,7 +46,7 @@ class Screen:
         if len(prompt) > self._prompt_limit or len(answer) > self._answer_limit:
             return "malformed"
         text = comparable(prompt, self._frame)
-        if self._held.resembles(text) or self._held.overlaps(text):
+        if self._held.given_away(text, answer):
             return "near_copy_held"
         if text.whole in self._seen:
             return "duplicate"

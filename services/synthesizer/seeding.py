@@ -1,52 +1,85 @@
-"""Which train rows serve as examples in each synthesis call.
+"""Which train rows serve as examples in each synthesis call, and which cases it asks for.
 
-A call is a pure function of migration, round and call index. Targeted calls show train rows near to a
-failing test row; the test row itself is only measured against and never leaves this module. A share of the
-calls stays uniform, because rows aimed only at what is weak unlearn the rest. Examples are rows of the
-team's own where there are any: rows written from written rows drift.
+A call is a pure function of migration, round and call index. Targeted calls show train rows near to failing
+test rows; a test row itself is only measured against and never leaves this module. A share of the calls
+stays uniform, because rows aimed only at what is weak unlearn the rest. Examples are rows of the team's own
+where there are any: rows written from written rows drift.
+
+Where answers are labels, every call asks for them as often as the train rows have them, whether it is
+targeted or not: more rows of a weak label make others weak, by taking the frequency they had. Aiming then
+chooses the examples within a label, and shows what the failing row may have been mistaken for.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
-from rapidfuzz import fuzz
+from rapidfuzz import fuzz, process
 
 from llamaduo.datasets import Row
 from llamaduo.events import FailingRow
-from llamaduo.identity import identity
+from llamaduo.identity import content_digest, identity
+from services.synthesizer.balanced_order import BalancedOrder
+from services.synthesizer.labels import label_form
+from services.synthesizer.near_copies import words_of
 
 SEEDS_A_CALL = 3
 NEAREST = 2 * SEEDS_A_CALL
+PAIRS_AN_EXAMPLE = 2  # with labels
+MOST_EXAMPLES = 10
+NEAREST_OF_LABEL = 3
+CONTRASTS_A_CALL = 3
+TOLD_ANSWER_WORDS = 5  # shorter answers have no length worth asking for
+UNSPACED = 12  # letters a word from which a text has no words to count
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one new pair should be like: the label of its answer ("" for none), and its lengths in words."""
+
+    label: str
+    length: str
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Examples of one call, all with one system prompt ("" for none), and the failing row they were aimed
-    at.
+    """Examples of one call, all with one system prompt ("" for none), and the failing rows they were aimed at.
+
+    `contrasts` are examples of other labels that look like the failing rows; `asks` has one item a pair.
     """
 
     rows: list[Row]
     system: str
-    aimed_at: FailingRow | None = None
+    aimed_at: list[FailingRow] = field(default_factory=list)
+    contrasts: list[Row] = field(default_factory=list)
+    asks: list[Ask] = field(default_factory=list)
+
+
+Kind = Literal["uniform", "targeted"]
 
 
 @dataclass
 class SeedPlan:
-    """What seeds are chosen from, for one round of one migration."""
+    """What seeds are chosen from, for one round of one migration; `pairs` are asked for in a call."""
 
     migration: str
     round: int
     train: Sequence[Row]
     test: Sequence[Row]
     failures: Sequence[FailingRow]
-    strategy: Literal["targeted", "uniform"]
+    strategy: Kind
     uniform_share: float
+    pairs: int = 10
     _pool: list[Row] = field(init=False)
+    _label_of: Callable[[Row], str] | None = field(init=False, default=None)
     _targets: list[tuple[Row, FailingRow]] = field(init=False)
+    _failing: dict[str, list[tuple[Row, FailingRow]]] = field(init=False, default_factory=dict)
+    _alike: dict[str, list[Row]] = field(init=False, default_factory=dict)
+    _orders: dict[tuple[str, ...], BalancedOrder] = field(init=False, default_factory=dict)
     _near: dict[str, list[Row]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,29 +87,83 @@ class SeedPlan:
         by_id = {row.id: row for row in self.test}
         known = [(by_id[failure.row], failure) for failure in self.failures if failure.row in by_id]
         self._targets = sorted(known, key=lambda pair: self._rank("target", pair[0].id))
+        if form := label_form([row.answer for row in self._pool]):
+            labels = {row.id: form.label_of(row.answer) for row in self._pool}
+            self._label_of = lambda row: labels[row.id]
+            for row in self._pool:
+                self._alike.setdefault(labels[row.id], []).append(row)
+            for target, failure in self._targets:
+                self._failing.setdefault(form.label_of(target.answer), []).append((target, failure))
 
     def seeds(self, call: int) -> Seeds:
-        """The examples of call `call` (0-based)."""
+        """The examples and cases of call `call` (0-based)."""
         share = self.uniform_share if self.strategy == "targeted" and self._targets else 1.0
         uniform_before = int(call * share)
-        if int((call + 1) * share) > uniform_before:
-            return self._uniform(call, uniform_before)
-        return self._targeted(call, call - uniform_before)
+        uniform = int((call + 1) * share) > uniform_before
+        turn = uniform_before if uniform else call - uniform_before
+        if self._label_of is not None:
+            return self._by_label(call, turn, "uniform" if uniform else "targeted", self._label_of)
+        return self._uniform(call, turn) if uniform else self._targeted(call, turn)
+
+    def _by_label(self, call: int, turn: int, kind: Kind, label_of: Callable[[Row], str]) -> Seeds:
+        """A few labels in their turn, each with an example, for a targeted call one near to a failing row."""
+        lead = self._order(kind, "systems", rows=self._pool, kind_of=system_of).at(turn)
+        system = system_of(lead.row)
+        rows = [row for row in self._pool if system_of(row) == system]
+        # One more of each label: by chance alone a small sample has too few of some.
+        once = {label_of(row): row for row in rows}
+        order = self._order(kind, "labels", system, rows=[*rows, *once.values()], kind_of=label_of)
+        number = min(math.ceil(self.pairs / PAIRS_AN_EXAMPLE), MOST_EXAMPLES)
+        leads = [order.at(lead.before * number + place) for place in range(number)]
+        examples: list[Row] = []
+        contrasts: list[Row] = []
+        aimed_at: list[FailingRow] = []
+        for row, before in leads:
+            failing = self._failing.get(label_of(row), []) if kind == "targeted" else []
+            if not failing:
+                examples.append(row)
+                continue
+            target, failure = failing[before % len(failing)]
+            alike = [one for one in self._alike[label_of(row)] if system_of(one) == system]
+            near = _nearest(target, alike, NEAREST_OF_LABEL)
+            examples.append(min(near, key=lambda one: self._rank("call", call, target.id, one.id)))
+            aimed_at.append(failure)
+            if len(contrasts) < CONTRASTS_A_CALL:
+                contrasts += _nearest(target, [one for one in rows if label_of(one) != label_of(row)], 1)
+        asks = []
+        for pair in range(self.pairs):
+            row, before = leads[pair % number]
+            alike = self._alike[label_of(row)]
+            length = alike[(before * PAIRS_AN_EXAMPLE + pair // number) % len(alike)]
+            asks.append(Ask(label_of(row), _length(length.user_text)))
+        shown = list({row.id: row for row in examples}.values())
+        return Seeds(
+            shown,
+            system,
+            aimed_at,
+            [row for row in {row.id: row for row in contrasts}.values() if row not in shown],
+            asks,
+        )
 
     def _uniform(self, call: int, turn: int) -> Seeds:
         """Each row leads equally often: once through all of them in a shuffled order, then shuffled anew."""
-        epoch, place = divmod(turn, len(self._pool))
-        lead = sorted(self._pool, key=lambda row: self._rank("epoch", epoch, row.id))[place]
+        lead = self._order("leads", rows=self._pool, kind_of=_one_kind).at(turn).row
         system = system_of(lead)
         others = [row for row in self._pool if row.id != lead.id and system_of(row) == system]
         others.sort(key=lambda row: self._rank("call", call, row.id))
-        return Seeds([lead, *others[: SEEDS_A_CALL - 1]], system)
+        return Seeds([lead, *others[: SEEDS_A_CALL - 1]], system, asks=self._lengths(call))
 
     def _targeted(self, call: int, turn: int) -> Seeds:
         target, failure = self._targets[turn % len(self._targets)]
         near = self._nearest(target)
         chosen = sorted(near, key=lambda row: self._rank("call", call, row.id))[:SEEDS_A_CALL]
-        return Seeds(chosen, system_of(near[0]), failure)
+        return Seeds(chosen, system_of(near[0]), [failure], asks=self._lengths(call))
+
+    def _lengths(self, call: int) -> list[Ask]:
+        """Lengths of the team's own rows, each equally often."""
+        order = self._order("lengths", rows=self._pool, kind_of=_one_kind)
+        rows = [order.at(call * self.pairs + pair).row for pair in range(self.pairs)]
+        return [Ask("", _length(row.user_text, row.answer)) for row in rows]
 
     def _nearest(self, target: Row) -> list[Row]:
         """Train rows like the target in question and answer, nearest first; all with the first one's system
@@ -87,6 +174,11 @@ class SeedPlan:
             system = system_of(ranked[0])
             self._near[target.id] = [row for row in ranked if system_of(row) == system][:NEAREST]
         return self._near[target.id]
+
+    def _order(self, *name: str, rows: Sequence[Row], kind_of: Callable[[Row], str]) -> BalancedOrder:
+        if name not in self._orders:
+            self._orders[name] = BalancedOrder(rows, kind_of, partial(self._rank, content_digest(list(name))))
+        return self._orders[name]
 
     def _rank(self, *fields: str | int) -> str:
         return identity("seeding", self.migration, self.round, *fields)
@@ -106,11 +198,29 @@ def system_of(row: Row) -> str:
     return "\n\n".join(message.content for message in row.messages if message.role == "system")
 
 
-def usual_system(rows: Sequence[Row]) -> str:
-    """The most common system prompt of some rows; of equally common ones the alphabetically first."""
-    counts = Counter(system_of(row) for row in rows)
-    return min(counts, key=lambda system: (-counts[system], system))
+def _one_kind(_row: Row) -> str:
+    return ""
+
+
+def _nearest(target: Row, rows: Sequence[Row], number: int) -> list[Row]:
+    """The rows whose user's text is most like the target's."""
+    texts = [row.user_text for row in rows]
+    found = process.extract(target.user_text, texts, scorer=fuzz.token_sort_ratio, limit=number)
+    return [rows[index] for _, _, index in found]
 
 
 def _likeness(row: Row, target: Row) -> float:
     return fuzz.token_set_ratio(row.user_text, target.user_text) + fuzz.ratio(row.answer, target.answer)
+
+
+def _length(prompt: str, answer: str = "") -> str:
+    """How long a row is, in the words of a prompt."""
+    told = f"a prompt of about {_counted(prompt)}"
+    return f"{told}, an answer of about {_counted(answer)}" if len(words_of(answer)) > TOLD_ANSWER_WORDS else told
+
+
+def _counted(text: str) -> str:
+    words = len(words_of(text))
+    if words * UNSPACED < len(text):
+        return f"{len(text)} characters"
+    return "one word" if words == 1 else f"{words} words"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, ServiceLLMRefused
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import Answer, Call, ServiceLLMClient, count_calls, parse_items, work_spans
-from services.synthesizer.asking import Pair, TeacherAnswer, TeacherPrompt
+from services.synthesizer.asking import Pair, PairCheck, PairChecks, TeacherAnswer, TeacherPrompt
 
 MAX_TOKENS = 4096
 
@@ -53,5 +53,8 @@ def _answer(prompt: TeacherPrompt, result: Answer | LlamaDuoError) -> TeacherAns
     work = spans[0] if spans else None
     if prompt.output is None:
         return TeacherAnswer(text=result.text, counts=counts, work=work)
+    if prompt.output is PairChecks:
+        checks, problems = parse_items(result.text, PairCheck, "checks")
+        return TeacherAnswer(checks=checks, error="; ".join(problems), counts=counts, work=work)
     pairs, problems = parse_items(result.text, Pair, "pairs")
     return TeacherAnswer(pairs=pairs, error="; ".join(problems), counts=counts, work=work)

@@ -10,6 +10,7 @@ LlamaDuoError
 ├── RetryableError        try again after `delay` seconds
 │   ├── Busy              somebody else holds the lease of this job
 │   └── NotYet            something this work needs has not arrived yet
+│       └── ProviderDown  the service LLM's provider answers nobody
 ├── BudgetExhausted       the door refused to pay: a named stop, neither retried nor a dead letter
 └── LeaseLost             another process owns this job now: stop, touch nothing
 """
@@ -79,6 +80,13 @@ class Busy(RetryableError):
 
 class NotYet(RetryableError):
     """Something this work waits for has not arrived yet; not counted as a failed try."""
+
+
+class ProviderDown(NotYet):
+    """The service LLM's provider fails or is away, for everybody: `delay` until it is tried again.
+
+    No fault of the job, so not one of its tries.
+    """
 
 
 class BudgetExhausted(LlamaDuoError):

@@ -89,9 +89,9 @@ SPECS: list[tuple[str, str, str]] = [
     ("steps: 80", "epochs: 3", "13: recipe.epochs: unknown key (did you mean 'steps'?)"),
     # --- the service LLM
     ("openai:gpt-x", "opnai:gpt-4o", "5: service_llm.model: there is no provider 'opnai' (did you mean 'openai'?)"),
-    ("openai:gpt-x", "anthropic:claude-sonnet-4-5",
-     "5: service_llm.model: the provider 'anthropic' needs a package that is not installed "
-     "(pip install 'pydantic-ai-slim[anthropic]')"),
+    ("openai:gpt-x", "groq:llama-4",
+     "5: service_llm.model: the provider 'groq' needs a package that is not installed "
+     "(pip install 'pydantic-ai-slim[groq]')"),
     ("openai:gpt-x", "openai:gpt-x\n  base_url: localhost:8000",
      "6: service_llm.base_url: must begin with http:// or https:// (did you mean http://… before it?)"),
     ("  model: openai:gpt-x\n", "  model: gpt-4o\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.emulator.answers import Answer
-from services.emulator.faults import FaultRates, cut_off, draw_fault, malform
+from services.emulator.faults import FaultRates, cut_off, draw_fault, malform, spoil
 from services.emulator.ledger import Ledger
 from services.emulator.rate_limit import RateLimit
 from services.emulator.settings import EmulatorSettings
@@ -62,6 +62,18 @@ def test_malformed_answers_are_of_three_kinds_and_one_keeps_the_good_items() -> 
         assert sorted(len(item) for item in items) == [1, 2, 2, 2, 2]
 
 
+def test_refused_empty_and_odd_answers() -> None:
+    marks = Answer('{"similarity_reason":"x 7","similarity":100,"precision":85}', None, "stop")
+    refused, nothing = (spoil(fault, marks, 0, "key k", 1) for fault in ("refused", "empty"))
+    assert (refused.text, refused.finish_reason) == ("", "content_filter")
+    assert (nothing.text, nothing.finish_reason) == ("", "stop")
+    odd = {spoil("odd", marks, 0, "key k", arrival).text for arrival in range(1, 30)}
+    assert {json.loads(text)["precision"] for text in odd} == {"85/100", "85 %", 85.5}
+    assert all(json.loads(text)["similarity_reason"] == "x 7" for text in odd)
+    assert spoil("odd", PAIRS, 0, "key k", 1) == PAIRS
+    assert spoil("none", marks, 0, "key k", 1) == marks
+
+
 def test_the_rate_limit_slides_over_a_minute() -> None:
     now = [0.0]
     limit = RateLimit(2, lambda: now[0])
@@ -77,7 +89,7 @@ def test_the_ledger_counts_by_key_and_in_total() -> None:
     ledger = Ledger()
     assert [ledger.arrive("a", "key a"), ledger.arrive("a", "key a"), ledger.arrive("b", "key b")] == [1, 2, 1]
     assert [ledger.arrive(None, "body x"), ledger.arrive(None, "body y"), ledger.arrive(None, "body x")] == [1, 1, 2]
-    ledger.settle("a", 200, 10, 5)
+    ledger.settle("a", 200, 10, 5, fault="cut")
     ledger.settle("a", 500)
     ledger.settle("b", 429)
     ledger.settle(None, 200, 1, 1)
@@ -91,6 +103,7 @@ def test_the_ledger_counts_by_key_and_in_total() -> None:
             "failed_500": 1,
             "prompt_tokens": 11,
             "completion_tokens": 6,
+            "spoiled": {"cut": 1},
         },
     }
 

@@ -102,3 +102,33 @@ def test_500_messages_that_are_distinct_come_from_50_calls() -> None:
             if not any(fuzz.ratio(pair["prompt"], other) >= 90 for other in kept):
                 kept.append(pair["prompt"])
     assert len(kept) >= 500
+
+
+def test_cases_that_the_prompt_lists_are_kept_to() -> None:
+    cases = [("refund", "low"), ("setup", "high"), ("refund", None), ("damage", "normal")]
+    lines = [
+        f"{number}. answer with `{json.dumps({'intent': intent} | ({'urgency': urgency} if urgency else {}))}`, short"
+        for number, (intent, urgency) in enumerate(cases, start=1)
+    ]
+    listed = "\n".join(["Write exactly 4 new pairs.", *lines])
+    pairs = write_pairs(_request(listed))
+    answers = [json.loads(pair["answer"]) for pair in pairs]
+    assert [answer["intent"] for answer in answers] == [intent for intent, _ in cases]
+    assert [answer["urgency"] for answer in answers][:2] == ["low", "high"]
+    assert len(write_pairs(_request(listed.replace("4 new", "9 new")))) == 9
+
+
+def test_pairs_are_kept_where_their_answer_is_the_right_one() -> None:
+    right = understand("Where is my tent?").as_json()
+    lines = [
+        {"prompt": "an example", "answer": right},
+        {"number": 1, "prompt": "Where is my tent?", "answer": right},
+        {"number": 2, "prompt": "Where is my tent?", "answer": right.replace("delivery", "refund")},
+        {"number": 3, "prompt": "Where is my tent?"},
+    ]
+    schema: dict[str, JsonValue] = {"type": "object", "properties": {"checks": {"type": "array"}}}
+    request = _request("\n".join(json.dumps(line) for line in lines))
+    assert request.response_format is not None
+    form = {"type": "json_schema", "json_schema": {"name": "PairChecks", "schema": schema}}
+    given = json.loads(answer(ChatRequest.model_validate(request.model_dump() | {"response_format": form})).text)
+    assert [(one["number"], one["keep"]) for one in given["checks"]] == [(1, True), (2, False), (3, False)]

@@ -85,6 +85,18 @@ def test_a_metric_without_a_service_llm_costs_no_judge_calls() -> None:
     assert [stage.name for stage in plan.stages] == ["its own answers to the test prompts", "new training rows"]
 
 
+def test_the_teachers_checks_and_doubling_rows_count() -> None:
+    synthesis = {"rows_rule": "double", "rows_per_round": 200, "self_check": True}
+    calls = {stage.name: (stage.first, stage.every, stage.most) for stage in planned(synthesis=synthesis).stages}
+    assert calls["new training rows"] == (0, 14 + 23, 400), "120 train rows are doubled, then 200 more are the limit"
+    assert calls["checks of these rows"] == (0, 37, 400)
+
+
+def test_a_limit_on_tokens_takes_hours() -> None:
+    slow = planned(service_llm={"model": "openai:gpt-4o", "tokens_per_minute": 1000})
+    assert (slow.hours.first or 0) > (planned().hours.first or 0) + 1
+
+
 def test_one_round_writes_no_rows() -> None:
     assert "new training rows" not in {stage.name for stage in planned(budgets={"rounds": 1}).stages}
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from llamaduo.events import AnyEvent, MigrationRequested
+from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.report import build_report
 from llamaduo.migrations.report_html import SideBySide, report_html, report_picture
@@ -120,6 +121,18 @@ def test_hostile_names_are_escaped() -> None:
         return event
 
     check(page_of([hostile(event) for event in LOG]))
+
+
+def test_each_filter_that_dropped_rows_has_a_word_on_it() -> None:
+    removed = {"near_copy_held": 3, "self_check": 0, "unheard_of": 2}
+    page = page_of(
+        [event.model_copy(update={"removed": removed}) if event.type == "dataset.ready" else event for event in LOG]
+    )
+    check(page)
+    assert "3 near_copy_held" in page
+    assert "2 unheard_of" in page
+    assert f"<i>near_copy_held</i>: {FILTERS['near_copy_held']}" in page
+    assert "<i>self_check</i>" not in page
 
 
 def test_the_picture_is_an_svg_file_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -73,6 +74,26 @@ async def test_money_is_held_at_its_largest_price_and_settled_at_the_real_one() 
     assert (refused.value.what, refused.value.limit) == ("money", most)
     assert refused.value.spent == pytest.approx(real)
     assert len(provider.sends) == 1
+
+
+async def test_a_dollar_is_not_passed_and_nearly_used_with_a_hundred_calls_in_flight() -> None:
+    clock, buckets = VirtualClock(), Buckets()
+    llm = LLM.model_copy(update={"concurrency": 50})
+    rng, dear = random.Random(7), 1_000
+    most = largest(call("t0000", llm=llm, max_tokens=dear)).money
+
+    def reply(_asked: object) -> Reply:
+        return Reply("x", "stop", rng.randint(1, 20), rng.randint(1, 1_000))
+
+    provider = FakeProvider(clock, latency=3, reply=reply)
+    clients = [buckets.client(provider, clock, replica=name) for name in "ab"]
+    calls = [call(f"t{n:04}", llm=llm, job=f"job-{n % 2}", max_tokens=dear) for n in range(400)]
+    work = [client.ask_all(calls[index::2], Budgets(money=1.0)) for index, client in enumerate(clients)]
+    results = await clock.run(together(work))
+    paid = sum(one.money for result in results for one in result if isinstance(one, Answer))
+    assert provider.most_in_flight > 80
+    assert 1.0 - most <= paid <= 1.0
+    assert (await spent(buckets.budget, "m1")).settled.money == pytest.approx(paid)
 
 
 async def test_an_exhausted_budget_stops_the_rest_and_keeps_what_was_answered() -> None:

@@ -10,9 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from llamaduo.errors import PermanentError, RetryableError, ServiceLLMRefused, UserInputError
+from llamaduo.events import CallCounts
 from llamaduo.service_llm import (
     Answer,
     Call,
+    Mark100,
     Reply,
     SendFailed,
     ServiceLLMMisconfigured,
@@ -222,3 +224,64 @@ def test_unusable_calls_are_refused_when_they_are_made() -> None:
             migration="m",
             job="j",
         )
+
+
+async def test_two_services_and_two_migrations_with_one_key_share_its_limits() -> None:
+    """Whatever models they ask: requests in one case, tokens in the other."""
+    for limits, most in (({"requests_per_minute": 60}, 60), ({"tokens_per_minute": 60 * 15}, 60)):
+        clock, buckets = VirtualClock(), Buckets()
+        provider = FakeProvider(clock, latency=0.1)
+        judge = LLM.model_copy(update={**limits, "concurrency": 3})
+        teacher = judge.model_copy(update={"model": "openai:gpt-4o-mini", "concurrency": 7})
+        work = [
+            buckets.client(provider, clock, replica=service).ask_all(
+                [call(f"{service} {n}", llm=llm, migration=migration) for n in range(100)], FREE
+            )
+            for service, llm, migration in (("judge", judge, "m1"), ("synthesizer", teacher, "m2"))
+        ]
+        await clock.run(together(work))
+        times = [at for at, _ in provider.sends]
+        assert len(times) == 200
+        windows = [sum(at <= other <= at + 60 for other in times) for at in times]
+        assert max(windows) <= most
+        assert times[-1] - times[0] < 60 * 200 / most / 0.8
+
+
+class Marks(BaseModel):
+    reason: str
+    mark: Mark100
+
+
+async def test_what_was_wrong_with_answers_is_counted_once_where_they_were_bought() -> None:
+    clock, buckets = VirtualClock(), Buckets()
+    good = '{"reason": "r", "mark": 85}'
+    replies: dict[str, Reply] = {
+        "good": Reply(good, "stop", 10, 5),
+        "fraction": Reply('{"reason": "r", "mark": 87.5}', "stop", 10, 5),
+        "odd": Reply('{"reason": "r", "mark": "85/100"}', "stop", 10, 5),
+        "prose": Reply(f"Sure: {good}", "stop", 10, 5),
+        "cut": Reply(good[:12], "length", 10, 5),
+        "mumbled": Reply("I would say good.", "stop", 10, 5),
+        "empty": Reply(" ", "stop", 10, 5),
+        "refused": Reply("", "content_filter", 10, 5),
+    }
+    failures = {"patience": SendFailed("limited", "429", 0.1), "down": SendFailed("failed", "500")}
+
+    def reply(asked: Call) -> Reply | SendFailed:
+        text = asked.messages[-1]["content"]
+        if text == "never":
+            return SendFailed("refused", "400")
+        return failures.pop(text, None) or replies.get(text, replies["good"])
+
+    names = [*replies, *failures, "never"]
+    calls = [call(name, schema=Marks) for name in names]
+    client = buckets.client(FakeProvider(clock, reply=reply), clock)
+    counts = count_calls(await clock.run(client.ask_all(calls, FREE)))
+    expected = {"made": 10, "failed": 3, "limited": 1, "refused": 2, "cut": 1, "empty": 1, "odd": 2, "unreadable": 3}
+    assert {name: getattr(counts, name) for name in expected} == expected
+    assert counts.input_tokens == 100, "a refusal in words is paid"
+    again = count_calls(await clock.run(client.ask_all(calls[:-1], FREE)))
+    assert {name: getattr(again, name) for name in expected} == expected | {"failed": 2, "refused": 1}
+    others = [call(name, schema=Marks, job="another") for name in names[:-1]]
+    theirs = count_calls(await clock.run(client.ask_all(others, FREE)))
+    assert theirs == CallCounts(from_ledger=10)

@@ -40,11 +40,28 @@ def test_a_missing_key_names_the_variable(tmp_path: Path) -> None:
         ProviderSender({}).check(CLOUD)
 
 
-def test_a_provider_whose_package_is_missing_names_it() -> None:
-    with pytest.raises(ServiceLLMMisconfigured, match=r"pydantic-ai-slim\[anthropic\]"):
-        ProviderSender({}).check(ServiceLLM(model="anthropic:claude-sonnet-4-5"))
+def test_a_provider_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("anthropic", "bedrock", "google_cloud"):
+        monkeypatch.setitem(sys.modules, f"pydantic_ai.providers.{module}", None)
+    for model, extra in (("anthropic:claude-sonnet-5", "anthropic"), ("bedrock:x", "bedrock")):
+        with pytest.raises(ServiceLLMMisconfigured, match=rf"pydantic-ai-slim\[{extra}\]"):
+            ProviderSender({"ANTHROPIC_API_KEY": "k"}).check(ServiceLLM(model=model))
+    with pytest.raises(ServiceLLMMisconfigured, match=r"pydantic-ai-slim\[google\]"):
+        ProviderSender({}).check(ServiceLLM(model="google-cloud:gemini-2.5-flash"))
     with pytest.raises(ServiceLLMMisconfigured, match="nonesuch"):
         ProviderSender({}).check(ServiceLLM(model="nonesuch:model"))
+
+
+def test_a_providers_own_key_is_asked_for_by_its_name() -> None:
+    for provider, variable in (("anthropic", "ANTHROPIC"), ("mistral", "MISTRAL"), ("google", "GOOGLE")):
+        with pytest.raises(ServiceLLMMisconfigured, match=f"{variable}_API_KEY"):
+            ProviderSender({"OPENAI_API_KEY": "of openai alone"}).check(ServiceLLM(model=f"{provider}:model"))
+
+
+def test_an_address_is_refused_where_it_would_be_ignored() -> None:
+    for model in ("bedrock:anthropic.claude-sonnet-5", "google-cloud:gemini-2.5-flash"):
+        with pytest.raises(ServiceLLMMisconfigured, match="openai:MODEL"):
+            ProviderSender({}).check(ServiceLLM(model=model, base_url="http://127.0.0.1:9"))
 
 
 def test_another_provider_never_gets_the_default_providers_key(monkeypatch: pytest.MonkeyPatch) -> None:

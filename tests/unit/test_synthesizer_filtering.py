@@ -16,7 +16,6 @@ from services.synthesizer.answer_form import answer_form, conform
 from services.synthesizer.asking import Pair
 from services.synthesizer.filtering import Screen
 from services.synthesizer.scrubbing import scrub
-from services.synthesizer.seeding import usual_system
 from tests.unit.synthesizer_rows import record, row, rows, some_splits, text, word
 
 LIMIT = 90.0
@@ -166,7 +165,7 @@ PRIVATE = "The Blue Lamp of order A4821 came broken, and nobody in the shop has 
     ],
 )
 def test_reasons_lose_what_is_the_rows_own(reason: str, expected: str) -> None:
-    assert scrub(reason, [PRIVATE, "{}"]) == expected
+    assert scrub(reason, [PRIVATE], "{}") == expected
 
 
 def test_what_stands_around_a_cut_is_looked_at_again() -> None:
@@ -192,9 +191,3 @@ def test_no_run_of_private_text_survives(seed: int) -> None:
     private_words = " " + " ".join(utils.default_process(PRIVATE).split()) + " "
     assert not any(f" {' '.join(words[at : at + 4])} " in private_words for at in range(len(words) - 3))
     assert "4821" not in left
-
-
-def test_the_usual_system_prompt_is_the_most_common_one() -> None:
-    assert usual_system([row("a", system="x"), row("b", system="y"), row("c", system="y")]) == "y"
-    assert usual_system([row("a", system="y"), row("b", system="x")]) == "x"
-    assert usual_system([row("a", system=""), row("b", system="")]) == ""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,13 +17,25 @@ from hypothesis import strategies as st
 from llamaduo.datasets import Message, Row, dataset_digest, dump_rows, load_rows, load_shard, make_row
 from llamaduo.errors import BudgetExhausted
 from llamaduo.events import CallCounts, FailingRow, Split, WorkSpan
-from llamaduo.migrations.spec import Synthesis
-from services.synthesizer.asking import Pair, Pairs, TeacherAnswer, TeacherPrompt, joined_spans, total_counts
+from llamaduo.migrations.filters import FILTERS
+from llamaduo.migrations.planned_rows import planned_calls
+from llamaduo.migrations.spec import Budgets, Synthesis
+from services.synthesizer.asking import (
+    Pair,
+    PairCheck,
+    PairChecks,
+    Pairs,
+    TeacherAnswer,
+    TeacherPrompt,
+    joined_spans,
+    total_counts,
+)
 from services.synthesizer.fake_teacher import FakeTeacher
 from services.synthesizer.merging import merge
 from services.synthesizer.prompting import synthesis_prompt
 from services.synthesizer.references import reference_prompts, reference_rows
 from services.synthesizer.seeding import SEEDS_A_CALL, SeedPlan, Seeds, seed_pool
+from services.synthesizer.self_check import kept_by
 from services.synthesizer.synthesis import BARREN_WAVES, LARGEST_WAVE, NewRows, next_wave, synthesize
 from tests.unit.synthesizer_rows import record, row, rows, some_splits, spec, text
 
@@ -98,7 +111,8 @@ async def test_a_round_gives_the_rows_asked_for_with_lineage() -> None:
     assert (new.calls_asked, new.calls_failed) == (5, 0), "45 rows by tens, a little over-asked"
     assert new.counts == CallCounts(made=5, input_tokens=500, output_tokens=250)
     assert new.work == [WorkSpan(kind="service_llm", began=BEGAN, ended=BEGAN + timedelta(seconds=1))]
-    assert new.removed == {"malformed": 0, "near_copy_held": 0, "duplicate": 0, "near_copy_train": 0, "surplus": 5}
+    assert list(new.removed) == list(FILTERS), "the report explains each"
+    assert {name: number for name, number in new.removed.items() if number} == {"surplus": 5}
     own = {one.id for one in splits["train"]}
     for one in new.rows:
         assert one.source == "generated"
@@ -139,13 +153,59 @@ async def test_no_text_of_a_test_row_is_in_any_prompt() -> None:
         assert ("names another kind than expected" in shown) == (strategy == "targeted")
 
 
+def checking(splits: dict[Split, list[Row]]) -> Callable[[TeacherPrompt], TeacherAnswer]:
+    """`faulty`, and when asked to check: drops each second pair, answers in part, or not at all."""
+
+    def answer(prompt: TeacherPrompt) -> TeacherAnswer:
+        if prompt.output is not PairChecks:
+            return faulty(splits)(prompt)
+        if prompt.seed % 4 == 0:
+            return TeacherAnswer(error="refused: content", counts=CallCounts(made=1, failed=1))
+        pairs = [line for line in prompt.messages[1].content.splitlines() if line.startswith('{"number"')]
+        checks = [PairCheck(number=one, keep=one % 2 == 0) for one in range(1, len(pairs) + 1)]
+        return TeacherAnswer(checks=checks[: 3 if prompt.seed % 4 == 1 else None], counts=CallCounts(made=1))
+
+    return answer
+
+
+async def test_pairs_that_the_teacher_drops_on_a_second_look_are_counted_and_made_up_for() -> None:
+    splits = some_splits()
+    teacher = FakeTeacher(checking(splits))
+    new = await run(splits, teacher, rows_per_round=80, self_check=True)
+    checks = [prompt for prompt in teacher.asked if prompt.output is PairChecks]
+    assert len(new.rows) == 80
+    assert new.removed["self_check"] > 20
+    assert new.calls_asked == len(teacher.asked) - len(checks) >= len(checks) > 8
+    assert new.errors == ["refused: content"]
+    assert new.counts.made == sum(checking(splits)(prompt).counts.made for prompt in teacher.asked)
+    held = {one.user_text.lower() for name in ("validation", "test", "holdout") for one in splits[name]}
+    shown = "\n".join(prompt.messages[1].content for prompt in checks).lower()
+    assert not any(one in shown for one in held)
+    listed = [json.loads(line) for line in checks[0].messages[1].content.splitlines() if line.startswith('{"number"')]
+    assert [one["number"] for one in listed] == list(range(1, len(listed) + 1))
+    assert {one.user_text for one in new.rows} & {one["prompt"] for one in listed}
+
+
+@pytest.mark.parametrize(
+    ("checks", "left"),
+    [
+        ([], "abc"),
+        ([PairCheck(number=2, keep=False), PairCheck(number=2, keep=True), PairCheck(number=9, keep=False)], "ac"),
+        ([PairCheck(number=number, keep=False) for number in (0, 1, 2, 3)], ""),
+    ],
+)
+def test_a_pair_without_a_check_is_kept(checks: list[PairCheck], left: str) -> None:
+    pairs = [Pair(prompt=name, answer="yes") for name in "abc"]
+    assert "".join(pair.prompt for pair in kept_by(pairs, checks)) == left
+
+
 @settings(max_examples=10, deadline=None)
-@given(broken=st.integers(0, 12), seed=st.integers(0, 1000))
-async def test_started_again_over_the_same_ledger_it_ends_the_same(broken: int, seed: int) -> None:
+@given(broken=st.integers(0, 24), seed=st.integers(0, 1000), checks=st.booleans())
+async def test_started_again_over_the_same_ledger_it_ends_the_same(broken: int, seed: int, checks: bool) -> None:
     """The ledger keeps what was answered before the teacher broke; the second run must ask exactly the same."""
     splits = some_splits(seed)
-    whole_teacher = FakeTeacher(faulty(splits))
-    whole = await run(splits, whole_teacher, rows_per_round=60)
+    whole_teacher = FakeTeacher(checking(splits))
+    whole = await run(splits, whole_teacher, rows_per_round=60, self_check=checks)
     ledger: dict[str, TeacherAnswer] = {}
     bought: Counter[str] = Counter()
 
@@ -155,15 +215,15 @@ async def test_started_again_over_the_same_ledger_it_ends_the_same(broken: int, 
             if len(ledger) >= broken:
                 raise BudgetExhausted("calls", broken, broken)
             bought[key] += 1
-            ledger[key] = faulty(splits)(prompt)
+            ledger[key] = checking(splits)(prompt)
         return ledger[key]
 
     with suppress(BudgetExhausted):
-        await run(splits, FakeTeacher(through_ledger), rows_per_round=60)
+        await run(splits, FakeTeacher(through_ledger), rows_per_round=60, self_check=checks)
     broken = 10_000
     again_teacher = FakeTeacher(through_ledger)
     shuffled = {name: list(reversed(members)) for name, members in splits.items()}
-    again = await run(shuffled, again_teacher, failures=failures_of(splits), rows_per_round=60)
+    again = await run(shuffled, again_teacher, failures=failures_of(splits), rows_per_round=60, self_check=checks)
     assert [repr(prompt) for prompt in again_teacher.asked] == [repr(one) for one in whole_teacher.asked]
     assert again == whole
     assert set(bought.values()) == {1}
@@ -214,18 +274,57 @@ def test_waves_are_bounded_gapless_and_end(wanted: int, a_call: int, most: int, 
     asked = kept = barren = 0
     synthesis = Synthesis(rows_per_round=wanted, pairs_per_call=a_call, max_calls_per_round=most)
     for good in [*yields, 0, 0]:
-        wave = next_wave(synthesis, asked, kept, barren)
+        wave = next_wave(synthesis, wanted, asked, kept, barren)
         if not wave:
             break
         assert wave.start == asked
         assert 1 <= len(wave) <= min(LARGEST_WAVE, most - asked)
         asked, kept, barren = wave.stop, kept + good, 0 if good else barren + 1
-    assert not next_wave(synthesis, asked, kept, barren) or kept < wanted
+    assert not next_wave(synthesis, wanted, asked, kept, barren) or kept < wanted
     assert asked <= most
-    assert not next_wave(synthesis, asked, kept, BARREN_WAVES)
+    assert not next_wave(synthesis, wanted, asked, kept, BARREN_WAVES)
 
 
-def plan(splits: dict[Split, list[Row]], *, share: float = 0.5, failures: list[FailingRow] | None = None) -> SeedPlan:
+async def test_double_asks_for_as_many_rows_as_train_has() -> None:
+    splits = some_splits(train=20)
+    new = await run(splits, FakeTeacher(honest), rows_per_round=70, rows_rule="double")
+    assert len(new.rows) == 20
+    splits["train"] = merge(splits["train"], [*new.rows, *rows(50, 77)])
+    assert (
+        len((await run(splits, FakeTeacher(honest), round_number=2, rows_per_round=70, rows_rule="double")).rows)
+        == 70
+    )
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "train", "expected"),
+    [
+        ({"rows_per_round": 150}, 30, [(150, 180, 17, 0), (150, 330, 17, 0)]),
+        ({"rows_per_round": 100, "rows_rule": "double"}, 30, [(30, 60, 4, 0), (60, 120, 7, 0)]),
+        ({"rows_per_round": 50, "rows_rule": "double", "self_check": True}, 40, [(40, 80, 5, 5), (50, 130, 6, 6)]),
+        ({"rows_per_round": 900, "max_calls_per_round": 7}, 30, [(70, 100, 7, 0), (70, 170, 7, 0)]),
+    ],
+)
+async def test_rows_and_calls_are_known_beforehand(
+    synthesis: dict[str, Any], train: int, expected: list[tuple[int, ...]]
+) -> None:
+    asked = spec(**synthesis).model_copy(update={"budgets": Budgets(rounds=3)})
+    planned = planned_calls(asked, train)
+    assert [(one.new_rows, one.train_rows, one.calls, one.check_calls) for one in planned] == expected
+    assert [one.round for one in planned] == [1, 2]
+    teacher = FakeTeacher(honest)
+    new = await run(some_splits(train=train), teacher, **synthesis)
+    assert (len(new.rows), new.calls_asked) == (planned[0].new_rows, planned[0].calls)
+    assert len(teacher.asked) == planned[0].calls + planned[0].check_calls
+
+
+def plan(
+    splits: dict[Split, list[Row]],
+    *,
+    share: float = 0.5,
+    failures: list[FailingRow] | None = None,
+    pairs: int = 10,
+) -> SeedPlan:
     return SeedPlan(
         MIGRATION,
         1,
@@ -234,20 +333,31 @@ def plan(splits: dict[Split, list[Row]], *, share: float = 0.5, failures: list[F
         failures_of(splits) if failures is None else failures,
         "targeted",
         share,
+        pairs,
     )
 
 
+def unlabelled(splits: dict[Split, list[Row]]) -> dict[Split, list[Row]]:
+    """The same prompts with answers of free text."""
+    return {
+        name: [row(one.user_text, f"Dear customer, {one.user_text[::-1]}") for one in members]
+        for name, members in splits.items()
+    }
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_the_uniform_share_of_calls_is_kept_at_every_length(share: float) -> None:
-    seeds = plan(some_splits(), share=share)
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_uniform_share_of_calls_is_kept_at_every_length(share: float, labels: bool) -> None:
+    splits = some_splits() if labels else unlabelled(some_splits())
+    seeds = plan(splits, share=share, failures=failures_of(splits, 20))
     uniform = 0
     for call in range(40):
-        uniform += seeds.seeds(call).aimed_at is None
+        uniform += not seeds.seeds(call).aimed_at
         assert uniform == int((call + 1) * share)
 
 
 def test_uniform_calls_use_every_train_row_equally_often() -> None:
-    splits = some_splits(train=20)
+    splits = unlabelled(some_splits(train=20))
     seeds = plan(splits, failures=[])
     leads = Counter(seeds.seeds(call).rows[0].id for call in range(40))
     assert set(leads.values()) == {2}
@@ -258,7 +368,7 @@ def test_uniform_calls_use_every_train_row_equally_often() -> None:
 
 
 def test_targeted_calls_show_train_rows_near_to_the_failing_row() -> None:
-    splits = some_splits(train=30)
+    splits = unlabelled(some_splits(train=30))
     target = splits["test"][0]
     words = target.user_text.split()
     chance = random.Random(1)
@@ -268,14 +378,13 @@ def test_targeted_calls_show_train_rows_near_to_the_failing_row() -> None:
     for call in range(10):
         chosen = seeds.seeds(call)
         assert {one.id for one in chosen.rows} <= {one.id for one in near}
-        assert chosen.aimed_at is not None
-        assert chosen.aimed_at.row == target.id
+        assert [failure.row for failure in chosen.aimed_at] == [target.id]
     assert len({tuple(one.id for one in seeds.seeds(call).rows) for call in range(10)}) > 3
 
 
 def test_unknown_failing_rows_leave_all_calls_uniform() -> None:
     seeds = plan(some_splits(), failures=[FailingRow(row="gone", mark=0)])
-    assert all(seeds.seeds(call).aimed_at is None for call in range(10))
+    assert not any(seeds.seeds(call).aimed_at for call in range(10))
 
 
 def test_examples_of_a_call_share_one_system_prompt_and_are_the_teams_own() -> None:
@@ -303,7 +412,7 @@ def test_examples_of_a_call_share_one_system_prompt_and_are_the_teams_own() -> N
 
 def test_a_prompt_says_all_a_teacher_needs() -> None:
     splits = some_splits()
-    seeds = Seeds(splits["train"][:2], "Be $brief & {exact}.", None)
+    seeds = Seeds(splits["train"][:2], "Be $brief & {exact}.")
     prompt = synthesis_prompt(
         migration=MIGRATION, round_number=1, call=4, task=" Sort $mail. ", seeds=seeds, pairs=7, test={}
     )

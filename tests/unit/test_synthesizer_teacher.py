@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from llamaduo.datasets import Message
 from llamaduo.errors import BudgetExhausted, RetryableError
 from llamaduo.migrations.spec import Budgets
 from llamaduo.service_llm import Call, Reply, SendFailed, ServiceLLMClient
-from services.synthesizer.asking import Pairs, TeacherPrompt
+from services.synthesizer.asking import PairCheck, PairChecks, Pairs, TeacherPrompt
 from services.synthesizer.teacher import ServiceTeacher
 from tests.unit.service_llm_fakes import LLM
 
@@ -35,6 +36,9 @@ class Provider:
                 return Reply(WHOLE[: WHOLE.index("question 3")], "length", 10, 5)
             case "one bad":
                 return Reply(json.dumps({"pairs": [*PAIRS, {"prompt": "no answer"}]}), "stop", 10, 5)
+            case "check":
+                text = '{"checks": [{"number": 1, "keep": "no"}, {"number": "2"}, {"keep": true, "num'
+                return Reply(text, "length", 10, 5)
             case "prose":
                 return Reply("I cannot do that.", "stop", 10, 5)
             case "down":
@@ -80,6 +84,14 @@ async def test_the_good_part_of_a_bad_answer_is_kept() -> None:
     assert "no such key" in answers[4].error
     assert [answer.counts.made for answer in answers] == [1, 1, 1, 1, 0]
     assert [answer.work is not None for answer in answers] == [True, True, True, True, False]
+
+
+async def test_the_good_part_of_a_cut_check_is_kept() -> None:
+    asked = replace(prompt("check"), output=PairChecks)
+    (given,) = await teacher(Provider()).ask([asked])
+    assert given.checks == [PairCheck(number=1, keep=False)]
+    assert given.error
+    assert given.pairs == []
 
 
 async def test_an_untyped_prompt_gets_its_text() -> None:

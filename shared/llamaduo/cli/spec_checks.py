@@ -13,7 +13,7 @@ from llamaduo.built_in_evaluators import METRICS, ON_WISH
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.best_case import fewest_rows, parity_gate, right_of
 from llamaduo.migrations.intervals import to_unit
-from llamaduo.migrations.quotas import planned_rows
+from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
@@ -93,7 +93,7 @@ def check_test_rows(found: SpecFile, rows: int) -> list[str]:
 
     See `llamaduo.migrations.best_case`. What an own evaluator's scale is nobody knows before it marks.
     """
-    gate, test = found.spec.gate, planned_rows(rows, found.spec.splits)["test"]
+    gate, test = found.spec.gate, rows_by_split(rows, found.spec.splits)["test"]
     last_round = found.spec.budgets.rounds - 1
     first, last = (alpha_of_round(gate.confidence, number) for number in (0, last_round))
     notes = []

@@ -49,7 +49,7 @@ def plan_quotas(found: int, splits: Splits) -> tuple[dict[Split, int | None], li
     return quotas, notes
 
 
-def planned_rows(found: int, splits: Splits) -> dict[Split, int]:
+def rows_by_split(found: int, splits: Splits) -> dict[Split, int]:
     """Rows that each split will have, at most: groups of near copies are kept whole, which may leave some out."""
     quotas, _ = plan_quotas(found, splits)
     taken = sum(number for number in quotas.values() if number is not None)

@@ -118,7 +118,13 @@ class CallsPart(Part):
     made: int = 0
     from_ledger: int = 0
     rebought: int = 0
-    failed: int = 0
+    failed: int = Field(0, description="tries that brought no answer")
+    limited: int = Field(0, description="of these: 429s")
+    refused: int = Field(0, description="calls that the provider will not answer")
+    cut: int = Field(0, description="answers cut off at their token limit")
+    empty: int = Field(0, description="answers without text")
+    odd: int = Field(0, description="typed answers not as asked, but read")
+    unreadable: int = Field(0, description="typed answers of which nothing could be used")
     input_tokens: int = 0
     output_tokens: int = 0
     money: float = Field(0.0, description="US dollars; 0 where no price is known")

@@ -11,6 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from llamaduo.events import Interval, Marks
+from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.report import Report
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
 from llamaduo.migrations.report_tables import table as _table
@@ -206,7 +207,10 @@ def _data(report: Report) -> str:
         for part in report.rounds
     ]
     head = ["round", "verdict", "training rows", "new", "dropped by the filters", "failing rows handed on"]
-    return "<h2>Data</h2>" + _table(head, rows, (0, 3, 5))
+    dropped = {name for part in report.rounds for name, count in part.removed.items() if count}
+    words = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in FILTERS.items() if name in dropped)
+    explained = f"<p class='soft'>Dropped as {words}.</p>" if words else ""
+    return "<h2>Data</h2>" + _table(head, rows, (0, 3, 5)) + explained
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -274,7 +278,13 @@ def _calls(report: Report) -> str:
         ("calls made", calls.made),
         ("answered from the ledger", calls.from_ledger),
         ("may have been paid twice", calls.rebought),
-        ("failed", calls.failed),
+        ("tries without an answer", calls.failed),
+        ("of these told to wait (429)", calls.limited),
+        ("refused for good", calls.refused),
+        ("answers cut off", calls.cut),
+        ("answers without text", calls.empty),
+        ("answers not as asked, but read", calls.odd),
+        ("answers of no use", calls.unreadable),
         ("tokens in", calls.input_tokens),
         ("tokens out", calls.output_tokens),
         ("service LLM, US$", f"{calls.money:.4f}"),

@@ -26,16 +26,19 @@ def _model_shorthand(value: Any) -> Any:
 
 
 class ServiceLLM(Strict):
-    """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; any compatible server by `base_url`."""
+    """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; another server by `base_url`."""
 
     model: str = Field(pattern=MODEL_PATTERN, description="provider:model, e.g. openai:gpt-4o")
-    base_url: str | None = Field(None, description="an OpenAI-compatible server, e.g. http://host:8000/v1")
+    base_url: str | None = Field(None, description="another server than the provider's own, e.g. http://host:8000/v1")
     api_key_env: str = Field(
         "OPENAI_API_KEY",
         pattern=VARIABLE_PATTERN,
         description="name of the environment variable that holds the key; the key itself is never in a spec",
     )
     requests_per_minute: int = Field(600, ge=1, description="held across all replicas of all services")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="in and out together, held across all replicas of all services; None: no limit"
+    )
     concurrency: int = Field(16, ge=1, le=256, description="calls in flight of one replica")
     timeout_s: float = Field(120, gt=0, description="seconds one call may take")
     temperature: float | None = Field(None, ge=0, le=2, description="None: the provider's default")
@@ -131,11 +134,15 @@ class Synthesis(Strict):
     """How new rows are asked for after a failed round."""
 
     rows_per_round: int = Field(150, ge=1, le=100_000)
+    rows_rule: Literal["fixed", "double"] = Field(
+        "fixed", description="double: as many as train has, at most rows_per_round"
+    )
     pairs_per_call: int = Field(10, ge=1, le=50)
     strategy: Literal["targeted", "uniform"] = "targeted"
     uniform_share: float = Field(0.5, ge=0, le=1, description="share of seeds drawn uniformly when targeted")
     near_copy: float = Field(90, gt=50, le=100, description="similarity (0-100) at which a row is a copy")
     max_calls_per_round: int = Field(200, ge=1)
+    self_check: bool = Field(False, description="the teacher checks its own pairs, at one call more for each")
 
 
 class Generation(Strict):

@@ -12,6 +12,7 @@ from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, PAIRWISE
 from llamaduo.events import Split
 from llamaduo.migrations.best_case import fewest_rows
 from llamaduo.migrations.intervals import to_unit
+from llamaduo.migrations.planned_rows import planned_calls
 from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.planning.sizes import Sizes
@@ -23,9 +24,7 @@ CALLS_AN_ANSWER: dict[str, int] = {LLM_JUDGE: 1, PAIRWISE: 2}
 JUDGE_PROMPT, JUDGE_ANSWER, JUDGE_ANSWER_MOST = 450, 120, 1024
 """Tokens: what the judge is told beside the three texts, two reasons and marks, and the most it may say."""
 SYNTHESIS_PROMPT, SYNTHESIS_ANSWER_MOST = 350, 4096
-EXAMPLES_A_CALL, TOKENS_A_PAIR = 3, 12
-OVER_ASK = 1.1
-"""More pairs than wanted are asked for, since filters drop some."""
+EXAMPLES_A_CALL, TOKENS_A_PAIR, TOKENS_A_CHECK = 5, 12, 30
 LARGEST_TOKENS_A_BYTE = 1.0
 """As the door of the budget counts."""
 
@@ -62,8 +61,10 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
     test, holdout = split["test"], split["holdout"]
     base = min(test, in_shards(spec, spec.marking.baseline_rows or test))
     early = min(test, in_shards(spec, rows_of_an_early_pass(spec, test)))
-    likely = math.ceil(spec.synthesis.rows_per_round * OVER_ASK / spec.synthesis.pairs_per_call)
-    likely = min(likely, spec.synthesis.max_calls_per_round)
+    planned = planned_calls(spec, split["train"])
+    written = min(spec.synthesis.pairs_per_call * (sizes.row + TOKENS_A_PAIR), float(SYNTHESIS_ANSWER_MOST))
+    shown = len(spec.task) / 4 + EXAMPLES_A_CALL * sizes.row
+    shown_most = len(spec.task.encode()) + EXAMPLES_A_CALL * (sizes.prompt_bytes + sizes.answer_bytes)
     answer = min(sizes.answer, spec.generation.max_tokens)
 
     def judged(name: str, when: str, each: int, first: int, every: int, repeats: int = 0) -> Stage:
@@ -112,17 +113,26 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
             name="new training rows",
             when="after a failed round",
             llm="teacher",
-            once=likely,
+            once=max((one.calls for one in planned), default=0),
             first=0,
-            every=(rounds - 1) * likely,
-            most=(rounds - 1) * spec.synthesis.max_calls_per_round,
-            input_tokens=SYNTHESIS_PROMPT + len(spec.task) / 4 + EXAMPLES_A_CALL * sizes.row,
-            output_tokens=min(
-                spec.synthesis.pairs_per_call * (sizes.row + TOKENS_A_PAIR), float(SYNTHESIS_ANSWER_MOST)
-            ),
-            input_tokens_most=4 * SYNTHESIS_PROMPT
-            + len(spec.task.encode())
-            + EXAMPLES_A_CALL * (sizes.prompt_bytes + sizes.answer_bytes),
+            every=sum(one.calls for one in planned),
+            most=len(planned) * spec.synthesis.max_calls_per_round,
+            input_tokens=SYNTHESIS_PROMPT + shown,
+            output_tokens=written,
+            input_tokens_most=4 * SYNTHESIS_PROMPT + shown_most,
+            output_tokens_most=SYNTHESIS_ANSWER_MOST,
+        ),
+        Stage(
+            name="checks of these rows",
+            when="after a failed round",
+            llm="teacher",
+            once=max((one.check_calls for one in planned), default=0),
+            first=0,
+            every=sum(one.check_calls for one in planned),
+            most=len(planned) * spec.synthesis.max_calls_per_round if spec.synthesis.self_check else 0,
+            input_tokens=SYNTHESIS_PROMPT + shown + written,
+            output_tokens=spec.synthesis.pairs_per_call * TOKENS_A_CHECK,
+            input_tokens_most=4 * SYNTHESIS_PROMPT + shown_most + 4 * SYNTHESIS_ANSWER_MOST,
             output_tokens_most=SYNTHESIS_ANSWER_MOST,
         ),
     ]

@@ -11,7 +11,7 @@ from llamaduo.built_in_evaluators import EXACT_MATCH, LLM_JUDGE
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.best_case import fewest_rows, parity_gate
-from llamaduo.migrations.quotas import planned_rows
+from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
 from llamaduo.migrations.spec import FEWEST, Splits, Synthesis
 from llamaduo.planning.known_models import KnownModel, first_try
@@ -87,7 +87,7 @@ def draft_spec(
     shape, sizes = shape_of(rows), sizes_of(rows)
     choice = choice_of(shape)
     test = min(MOST_TEST_ROWS[choice.free], len(rows) // 2)
-    split = planned_rows(len(rows), Splits(test=max(test, FEWEST["test"])))
+    split = rows_by_split(len(rows), Splits(test=max(test, FEWEST["test"])))
     known = None if base_model else first_try(machine)
     parts = [
         f"# Written by `llamaduo init` for {len(rows)} rows; every key is explained in docs/spec.md.",

@@ -87,5 +87,10 @@ def _calling_s(spec: MigrationSpec, stages: Sequence[Stage], which: int) -> floa
     for stage in stages:
         llm = llm_of(spec, stage.llm)
         calls = (stage.first, stage.every)[which]
-        seconds += max(calls * 60 / llm.requests_per_minute, calls * CALL_S[which] / llm.concurrency)
+        tokens = calls * (stage.input_tokens + stage.output_tokens)
+        seconds += max(
+            calls * 60 / llm.requests_per_minute,
+            tokens * 60 / llm.tokens_per_minute if llm.tokens_per_minute is not None else 0.0,
+            calls * CALL_S[which] / llm.concurrency,
+        )
     return seconds

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from llamaduo.built_in_evaluators import METRICS
 from llamaduo.datasets import Row
 from llamaduo.events import Split
-from llamaduo.migrations.quotas import planned_rows
+from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.planning.calls import CALLS_AN_ANSWER, Role, Stage, llm_of, stages_of
 from llamaduo.planning.hours import Hours, hours_of
@@ -62,7 +62,7 @@ def plan_of(spec: MigrationSpec, rows: Sequence[Row], machine: Machine, price: P
 
     Without `price` no price is known.
     """
-    split = planned_rows(len(rows), spec.splits)
+    split = rows_by_split(len(rows), spec.splits)
     sizes = sizes_of(rows)
     stages = stages_of(spec, split, sizes)
     weights = parameters_of(spec.base_model)

@@ -1,6 +1,6 @@
 """Calling the service LLM: the one way to do so, with ledger, limits and budget. Imports no provider's SDK."""
 
-from llamaduo.service_llm.call import Answer, Call
+from llamaduo.service_llm.call import Answer, Call, RefusedInWords
 from llamaduo.service_llm.client import ServiceLLMClient
 from llamaduo.service_llm.ledger import Rebought, rebought
 from llamaduo.service_llm.parsing import Mark100, parse, parse_items, parse_one
@@ -14,6 +14,7 @@ __all__ = [
     "Mark100",
     "ProviderSender",
     "Rebought",
+    "RefusedInWords",
     "Reply",
     "Send",
     "SendFailed",

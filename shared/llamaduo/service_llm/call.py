@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from llamaduo.errors import ServiceLLMRefused
 from llamaduo.identity import content_digest
 from llamaduo.migrations.spec import ServiceLLM
 
@@ -18,6 +19,8 @@ KEY_PREFIX = "call."
 _MIGRATION = re.compile(r"[A-Za-z0-9_-]+")
 
 FinishReason = Literal["stop", "length", "content_filter", "other"]
+Shape = Literal["asked", "odd", "unreadable"]
+"""A typed answer as it was asked for, otherwise but of use, or of none. Free text is always as asked."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,15 @@ class Answer:
 
     `from_ledger`: nothing was sent for this `ask`. `own`: it was bought for this call's job, now or before a kill, so
     the job's result counts its cost; an answer that other work had bought is not own. `rebought`: an earlier attempt
-    of this job may have been paid as well. `failed` counts this job's attempts that brought no answer. `money` is US
-    dollars, 0 where no price is known. `began` and `ended` enclose the one request that was answered.
+    of this job may have been paid as well. `failed` counts this job's attempts that brought no answer, `limited` the
+    429s among them. `money` is US dollars, 0 where no price is known. `began` and `ended` enclose the one request
+    that was answered.
     """
 
     key: str
     text: str
     finish_reason: FinishReason
+    shape: Shape
     input_tokens: int
     output_tokens: int
     money: float
@@ -91,5 +96,14 @@ class Answer:
     own: bool
     rebought: bool
     failed: int
+    limited: int
     began: datetime
     ended: datetime
+
+
+class RefusedInWords(ServiceLLMRefused):
+    """The provider answered that it will not answer; that is paid for, and `answer` says what it took."""
+
+    def __init__(self, message: str, answer: Answer) -> None:
+        super().__init__(message)
+        self.answer = answer

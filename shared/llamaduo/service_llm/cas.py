@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from nats.errors import Error as NatsError
 
-from llamaduo.bus.kv import KeyConflict, KeyValue
+from llamaduo.bus.kv import Entry, KeyConflict, KeyValue
 from llamaduo.errors import RetryableError
 from llamaduo.service_llm.clock import Clock
 
@@ -26,25 +26,36 @@ async def change(
     step: Callable[[bytes | None], tuple[bytes | None, T]],
     clock: Clock,
     patience_s: float = PATIENCE_S,
+    in_doubt: Callable[[], None] | None = None,
+    seen: dict[str, Entry | None] | None = None,
 ) -> T:
     """Replace the value of `key` by what `step` makes of it; a new value of None leaves it as it is.
 
     `step` runs again after a conflict, and after a write whose acknowledgement was lost, so it must see by itself
-    that its change is already there. What it raises ends the change. RetryableError after `patience_s` seconds.
+    that its change is already there, or be told: `in_doubt` is called before it runs again after such a write. What
+    it raises ends the change. RetryableError after `patience_s` seconds.
+
+    `seen` saves a read: what is in it for `key` is tried first, and what is written is put there.
     """
     deadline, pause = clock.now() + patience_s, _FIRST_PAUSE_S
     while True:
+        writing = False
         try:
-            entry = await kv.get(key)
+            entry = seen.pop(key) if seen is not None and key in seen else await kv.get(key)
             value, result = step(entry.value if entry else None)
             if value is None:
                 return result
+            writing = True
             if entry is None:
-                await kv.create(key, value)
+                revision = await kv.create(key, value)
             else:
-                await kv.update(key, value, entry.revision)
+                revision = await kv.update(key, value, entry.revision)
+            if seen is not None:
+                seen[key] = Entry(value, revision)
             return result
         except (KeyConflict, *_AWAY) as error:
+            if in_doubt is not None and writing and not isinstance(error, KeyConflict):
+                in_doubt()
             if clock.now() >= deadline:
                 raise RetryableError(
                     f"the key-value store did not take a change of {key} in time: {error!r}"
@@ -53,6 +64,14 @@ async def change(
             pause = _FIRST_PAUSE_S if isinstance(error, KeyConflict) else min(2 * pause, _LONGEST_PAUSE_S)
 
 
-async def read(kv: KeyValue, key: str, clock: Clock, patience_s: float = PATIENCE_S) -> bytes | None:
-    """The value of `key`, or None. RetryableError if the store stays away for `patience_s` seconds."""
-    return await change(kv, key, lambda value: (None, value), clock, patience_s)
+async def read(kv: KeyValue, key: str, clock: Clock, patience_s: float = PATIENCE_S) -> Entry | None:
+    """What is stored under `key`. RetryableError if the store stays away for `patience_s` seconds."""
+    deadline, pause = clock.now() + patience_s, _FIRST_PAUSE_S
+    while True:
+        try:
+            return await kv.get(key)
+        except _AWAY as error:
+            if clock.now() >= deadline:
+                raise RetryableError(f"the key-value store did not answer in time: {error!r}") from error
+            await clock.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -1,4 +1,4 @@
-"""The one way to call the service LLM: ledger, rate limit, budget, retries.
+"""The one way to call the service LLM: ledger, rate limits, circuit breaker, budget, retries.
 
 One call goes: is it in the ledger? wait for a slot; hold its largest price; write it down as intended; send; write
 the answer down; settle. Whatever is cut off in between is taken up where the ledger shows it stopped.
@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from llamaduo.bus.kv import KeyValue
-from llamaduo.errors import BudgetExhausted, LlamaDuoError, RetryableError, ServiceLLMRefused
+from llamaduo.errors import BudgetExhausted, LlamaDuoError, ProviderDown, RetryableError, ServiceLLMRefused
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import prices
 from llamaduo.service_llm.budget import Amount, BudgetHeld, Door
-from llamaduo.service_llm.call import Answer, Call
+from llamaduo.service_llm.call import Answer, Call, RefusedInWords
 from llamaduo.service_llm.clock import Clock, SystemClock, moment
 from llamaduo.service_llm.ledger import Attempt, Bought, Ledger, LedgerEntry
+from llamaduo.service_llm.pace import Slot
+from llamaduo.service_llm.parsing import shape_of
 from llamaduo.service_llm.permits import Permits, rate_key
 from llamaduo.service_llm.providers import ProviderSender
 from llamaduo.service_llm.sending import Reply, Send, SendFailed
@@ -171,6 +173,7 @@ class ServiceLLMClient:
 
     def _landed(self, key: str, task: asyncio.Task[LedgerEntry]) -> None:
         del self._flights[key]
+        self._ledger.forget(key)
         if not task.cancelled():
             task.exception()
 
@@ -189,6 +192,7 @@ class ServiceLLMClient:
 
     async def _buy(self, call: Call, budgets: Budgets, flight: _Flight) -> LedgerEntry:
         failures, look, patience = 0, _FIRST_LOOK_S, 0.0
+        most = prices.largest(call)
         while True:
             entry = await self._ledger.entry(call.key)
             if entry.answer is not None:
@@ -200,8 +204,8 @@ class ServiceLLMClient:
                 continue
             try:
                 async with self._room(call.llm):
-                    slot = await self._permits.take(call.llm)
-                    outcome = await self._attempt(call, budgets, flight, entry, slot)
+                    slot = await self._permits.take(call.llm, most.tokens)
+                    outcome = await self._attempt(call, budgets, flight, entry, most, slot)
             except BudgetHeld as held:
                 # A hold that no live call has any more would be waited for in vain.
                 patience = patience or self._clock.now() + call.llm.timeout_s
@@ -217,38 +221,65 @@ class ServiceLLMClient:
                 await self._wait_after(outcome, failures, call)
 
     async def _attempt(
-        self, call: Call, budgets: Budgets, flight: _Flight, entry: LedgerEntry, slot: float
+        self, call: Call, budgets: Budgets, flight: _Flight, entry: LedgerEntry, most: Amount, slot: Slot
     ) -> LedgerEntry | SendFailed | None:
         """One send: the entry with its answer, why there is none, or None where nothing was sent after all."""
         flight.paying = True
         try:
-            attempt_id = entry.next_id(call)
-            await self._door.hold(call.migration, budgets, attempt_id, prices.largest(call))
-            attempt = await self._ledger.begin(call, attempt_id, self._owner, self._replica)
+            attempt, slot = await self._intend(call, budgets, entry, most, slot)
             if attempt is None:
-                if (await self._ledger.entry(call.key)).attempt(attempt_id) is None:
-                    await self._door.settle(call.migration, budgets, [attempt_id], Amount())
                 return None
-            if not self._permits.fresh(slot):
-                await self._permits.take(call.llm)
             flight.sent = True
             began = self._clock.now()
             try:
                 reply = await self._send(call, call.key)
             except SendFailed as failure:
                 await self._no_answer(call, budgets, attempt, failure)
+                if failure.kind in ("failed", "unknown"):
+                    await self._permits.failed(call.llm, slot, failure.retry_after)
+                else:
+                    await self._permits.answered(call.llm, slot, None)
                 return failure
             except LlamaDuoError as error:
                 await self._no_answer(call, budgets, attempt, SendFailed("refused", str(error)))
+                await self._permits.unused(call.llm, slot)
                 raise
             except Exception as error:
                 await self._no_answer(call, budgets, attempt, SendFailed("unknown", repr(error)))
                 raise
-            return await self._keep(call, budgets, attempt, reply, began)
+            try:
+                return await self._keep(call, budgets, attempt, reply, began)
+            finally:
+                await self._permits.answered(call.llm, slot, reply.input_tokens + reply.output_tokens)
         finally:
             flight.paying = False
             if not flight.waiters:
                 flight.task.cancel()
+
+    async def _intend(
+        self, call: Call, budgets: Budgets, entry: LedgerEntry, most: Amount, slot: Slot
+    ) -> tuple[Attempt | None, Slot]:
+        """Hold the largest price and write the attempt down: None where the ledger has moved on meanwhile. The slot
+        is a new one if that took too long."""
+        attempt_id = entry.next_id(call)
+        try:
+            await self._door.hold(call.migration, budgets, attempt_id, most)
+            attempt = await self._ledger.begin(call, attempt_id, self._owner, self._replica)
+            if attempt is None and (await self._ledger.entry(call.key)).attempt(attempt_id) is None:
+                await self._door.settle(call.migration, budgets, [attempt_id], Amount())
+        except (LlamaDuoError, BudgetHeld):
+            await self._permits.unused(call.llm, slot)
+            raise
+        if attempt is not None and self._permits.fresh(slot):
+            return attempt, slot
+        await self._permits.unused(call.llm, slot)
+        if attempt is None:
+            return None, slot
+        try:
+            return attempt, await self._permits.take(call.llm, most.tokens)
+        except RetryableError as error:
+            await self._no_answer(call, budgets, attempt, SendFailed("failed", f"not sent: {error}"))
+            raise
 
     async def _keep(self, call: Call, budgets: Budgets, attempt: Attempt, reply: Reply, began: float) -> LedgerEntry:
         bought = Bought(
@@ -275,7 +306,9 @@ class ServiceLLMClient:
     async def _no_answer(self, call: Call, budgets: Budgets, attempt: Attempt, failure: SendFailed) -> None:
         """Close the attempt. What may have been paid stays held; what was not is given back."""
         paid = failure.kind == "unknown"
-        await self._ledger.closed(call.key, attempt.id, "unknown" if paid else "failed", str(failure))
+        await self._ledger.closed(
+            call.key, attempt.id, "unknown" if paid else "failed", str(failure), limited=failure.kind == "limited"
+        )
         if not paid:
             await self._door.settle(call.migration, budgets, [attempt.id], Amount())
 
@@ -298,7 +331,8 @@ class ServiceLLMClient:
         jitter = seed_of(call.key, failures) / 2**31
         wait = backoff * (0.5 + jitter) if failure.retry_after is None else failure.retry_after + 0.1 * jitter
         if failures >= self._max_tries or wait > LONGEST_WAIT_S:
-            raise RetryableError(f"{call.llm.model}: tried {failures} times, last: {failure}", delay=wait)
+            put_off = ProviderDown if self._permits.down(call.llm) else RetryableError
+            raise put_off(f"{call.llm.model}: tried {failures} times, last: {failure}", delay=wait)
         if failure.kind == "limited":
             await self._permits.hold(call.llm, wait)
         await self._clock.sleep(wait)
@@ -313,17 +347,16 @@ def _being_cancelled() -> bool:
 
 
 def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
-    """The entry's answer as this call's. ServiceLLMRefused where the provider refused in words, paid as it is."""
+    """The entry's answer as this call's. RefusedInWords where the provider refused, paid as it is."""
     bought = entry.answer
     if bought is None:
         raise RetryableError("the ledger has lost an answer")
-    if bought.finish_reason == "content_filter":
-        raise ServiceLLMRefused(f"{call.llm.model} refused to answer (content filter)")
     ours = [one for one in entry.attempts if one.job == call.job]
-    return Answer(
+    answer = Answer(
         key=call.key,
         text=bought.text,
         finish_reason=bought.finish_reason,
+        shape="asked" if call.schema is None else shape_of(bought.text, call.schema),
         input_tokens=bought.input_tokens,
         output_tokens=bought.output_tokens,
         money=bought.money,
@@ -331,6 +364,10 @@ def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
         own=bought.job == call.job,
         rebought=any(one.rebought for one in ours),
         failed=sum(one.outcome in ("failed", "unknown") for one in ours),
+        limited=sum(one.limited for one in ours),
         began=moment(bought.began),
         ended=moment(bought.ended),
     )
+    if bought.finish_reason == "content_filter":
+        raise RefusedInWords(f"{call.llm.model} refused to answer (content filter)", answer)
+    return answer

@@ -49,6 +49,9 @@ PROVIDER_KEYS: dict[str, tuple[str, ...]] = {
 }
 """Providers of pydantic-ai that chat, and where it looks for their key; empty where that is not one variable."""
 
+OWN_PROTOCOL = ("anthropic", "azure", "google", "mistral")
+"""Providers that are spoken to in their own way, with their own key, at another address too."""
+
 
 def key_variables(llm: ServiceLLM) -> tuple[str, ...]:
     """Variables of which one must hold the key: the spec's own, or the provider's where the spec names none.
@@ -56,7 +59,8 @@ def key_variables(llm: ServiceLLM) -> tuple[str, ...]:
     Empty where the provider takes its credentials from elsewhere.
     """
     provider = llm.model.partition(":")[0]
-    if llm.base_url is not None or llm.api_key_env != DEFAULT_VARIABLE:
+    at_another_address = llm.base_url is not None and provider not in OWN_PROTOCOL
+    if at_another_address or llm.api_key_env != DEFAULT_VARIABLE:
         return (llm.api_key_env,)
     return PROVIDER_KEYS.get(provider, ())
 

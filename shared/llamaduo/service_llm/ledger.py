@@ -8,17 +8,20 @@ before the attempt itself is written, so that none is missing.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from llamaduo.bus.kv import KeyValue
+from llamaduo.bus.kv import Entry, KeyValue
 from llamaduo.errors import ServiceLLMRefused
 from llamaduo.identity import content_digest
 from llamaduo.service_llm.call import KEY_PREFIX, Call, FinishReason
 from llamaduo.service_llm.cas import change, read
 from llamaduo.service_llm.clock import Clock
+
+T = TypeVar("T")
 
 _REBOUGHT_PREFIX = "rebought."
 _GRACE_S = 30.0
@@ -40,6 +43,7 @@ class Attempt(BaseModel):
     rebought: bool = False
     outcome: Outcome = "open"
     error: str = ""
+    limited: bool = False
 
     @property
     def may_be_paid(self) -> bool:
@@ -108,28 +112,35 @@ class Rebought:
 
 
 class Ledger:
-    """Reads and writes entries in a bucket."""
+    """Reads and writes entries in a bucket. What it has seen of calls in hand it keeps until it may `forget` them."""
 
     def __init__(self, kv: KeyValue, clock: Clock) -> None:
         self._kv, self._clock = kv, clock
+        self._seen: dict[str, Entry | None] = {}
 
     async def entry(self, key: str) -> LedgerEntry:
         """The entry of a key; an empty one where nothing was ever asked."""
-        return _parsed(await read(self._kv, key, self._clock))
+        self._seen[key] = stored = await read(self._kv, key, self._clock)
+        return _parsed(stored.value if stored else None)
+
+    def forget(self, key: str) -> None:
+        """Nothing more will be asked about this key for now."""
+        self._seen.pop(key, None)
 
     async def begin(self, call: Call, attempt_id: str, owner: str, replica: str) -> Attempt | None:
         """Write the attempt down as intended. None where the entry has moved on since `attempt_id` was the next."""
-        now = self._clock.now()
-        if any(one.may_be_paid for one in (await self.entry(call.key)).attempts):
-            await self._list_as_rebought(call)
+        now, listed = self._clock.now(), False
 
-        def step(value: bytes | None) -> tuple[bytes | None, Attempt | None]:
+        def step(value: bytes | None) -> tuple[bytes | None, Attempt | Literal["to be listed"] | None]:
             entry = _parsed(value)
             mine = entry.attempt(attempt_id)
             if mine is not None:
                 return None, mine if mine.owner == owner else None
             if entry.answer or entry.next_id(call) != attempt_id:
                 return None, None
+            again = any(one.may_be_paid for one in entry.attempts)
+            if again and not listed:
+                return None, "to be listed"
             attempt = Attempt(
                 id=attempt_id,
                 migration=call.migration,
@@ -138,13 +149,16 @@ class Ledger:
                 owner=owner,
                 began=now,
                 until=now + call.llm.timeout_s + _GRACE_S,
-                rebought=any(one.may_be_paid for one in entry.attempts),
+                rebought=again,
             )
             entry.model, entry.purpose = call.llm.model, call.purpose
             entry.attempts.append(attempt)
             return _dumped(entry), attempt
 
-        return await change(self._kv, call.key, step, self._clock)
+        while (begun := await self._change(call.key, step)) == "to be listed":
+            await self._list_as_rebought(call)
+            listed = True
+        return begun
 
     async def answered(self, key: str, bought: Bought) -> LedgerEntry:
         """Write the answer down; the entry. The first answer of a key stays, whoever comes later.
@@ -165,20 +179,25 @@ class Ledger:
                 raise ServiceLLMRefused(f"an answer of {len(body)} bytes is too large to keep; lower max_tokens")
             return body, entry
 
-        return await change(self._kv, key, step, self._clock)
+        return await self._change(key, step)
 
-    async def closed(self, key: str, attempt_id: str, outcome: Outcome, error: str) -> LedgerEntry:
-        """Write down that an attempt brought no answer; the entry."""
+    async def closed(
+        self, key: str, attempt_id: str, outcome: Outcome, error: str, *, limited: bool = False
+    ) -> LedgerEntry:
+        """Write down that an attempt brought no answer (`limited`: the provider asked for patience); the entry."""
 
         def step(value: bytes | None) -> tuple[bytes | None, LedgerEntry]:
             entry = _parsed(value)
             mine = entry.attempt(attempt_id)
             if mine is None or mine.outcome != "open":
                 return None, entry
-            mine.outcome, mine.error = outcome, error[:300]
+            mine.outcome, mine.error, mine.limited = outcome, error[:300], limited
             return _dumped(entry), entry
 
-        return await change(self._kv, key, step, self._clock)
+        return await self._change(key, step)
+
+    async def _change(self, key: str, step: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        return await change(self._kv, key, step, self._clock, seen=self._seen)
 
     async def _list_as_rebought(self, call: Call) -> None:
         def step(value: bytes | None) -> tuple[bytes | None, None]:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import from_json
 
+from llamaduo.service_llm.call import Shape
+
 S = TypeVar("S", bound=BaseModel)
 
 _FENCE = re.compile(r"^\s*```[a-zA-Z0-9_-]*\s*\n?|\n?\s*```\s*$")
@@ -39,7 +41,14 @@ Mark100 = Annotated[_Range, BeforeValidator(_mark, json_schema_input_type=_Range
 
 
 def parse_one(text: str, schema: type[S]) -> tuple[S | None, list[str]]:
-    """The one object asked for, or None; and what was wrong with the answer."""
+    """The one object asked for, or None; and what was wrong with the answer.
+
+    Several that differ are none: one of them may be quoted, from an answer that wants to be the judge's.
+    """
+    whole = [item for value in _values_of(text) if (item := _validated(value, schema)[0]) is not None]
+    if whole:
+        same = all(item == whole[0] for item in whole)
+        return (whole[0], []) if same else (None, [f"the answer holds {len(whole)} different ones"])
     value, problems = _json_of(text)
     if value is None:
         return None, problems
@@ -76,6 +85,17 @@ def parse(text: str, schema: type[BaseModel]) -> tuple[list[BaseModel], list[str
             return parse_items(text, item, name)
     one, problems = parse_one(text, schema)
     return ([one] if one is not None else []), problems
+
+
+def shape_of(text: str, schema: type[BaseModel]) -> Shape:
+    """How a typed answer came: exactly as asked, otherwise but readable at least in part, or not at all."""
+    try:
+        value = json.loads(text)
+        if schema.model_validate(value).model_dump(mode="json") == value:
+            return "asked"
+    except (ValueError, RecursionError):
+        pass
+    return "odd" if parse(text, schema)[0] else "unreadable"
 
 
 def _item_of(annotation: Any) -> type[BaseModel] | None:
@@ -116,11 +136,31 @@ def _json_of(text: str) -> tuple[Any, list[str]]:
     return None, ["the answer is not JSON"]
 
 
+def _values_of(text: str) -> list[Any]:
+    """The whole JSON objects and lists that stand one after the other in a text."""
+    bare, after = _FENCE.sub("", text).strip(), 0
+    found: list[Any] = []
+    for start in [match.start() for match in re.finditer(r"[{\[]", bare)][:_MOST_STARTS]:
+        if start < after:
+            continue
+        try:
+            value, after = json.JSONDecoder().raw_decode(bare, start)
+        except (ValueError, RecursionError):
+            if _begins_a_cut_one(bare, start):
+                return found
+            continue
+        found.append(value)
+    return found
+
+
 def _is_inside_cut(text: str, first: int, start: int) -> bool:
     """Whether a complete object found at `start` is only a part of a cut-off one that begins at `first`."""
-    if start == first:
-        return False
+    return start != first and _begins_a_cut_one(text, first)
+
+
+def _begins_a_cut_one(text: str, start: int) -> bool:
+    """Whether what begins at `start` is JSON as far as it goes."""
     try:
-        return bool(from_json(text[first:], allow_partial=True))
+        return bool(from_json(text[start:], allow_partial=True))
     except ValueError:
         return False

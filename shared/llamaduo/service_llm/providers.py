@@ -1,5 +1,8 @@
 """Sends calls through pydantic-ai's models: any provider it knows, and any OpenAI-compatible server by URL.
 
+The provider's name decides how it is spoken to. Another server (`base_url`) is spoken to as that provider is, where
+that has a protocol of its own, else as OpenAI is.
+
 Importing this module is cheap; pydantic-ai is imported when the first call is sent, so an idle service does not carry
 it. No SDK retries: limits, retries and the ledger are the client's.
 """
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call, FinishReason
-from llamaduo.service_llm.credentials import DEFAULT_VARIABLE, NO_KEY, api_key
+from llamaduo.service_llm.credentials import DEFAULT_VARIABLE, NO_KEY, OWN_PROTOCOL, api_key, key_variables
 from llamaduo.service_llm.sending import Reply, SendFailed, ServiceLLMMisconfigured
 
 if TYPE_CHECKING:
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 _CHAT_PROVIDERS = ("openai", "openai-chat")
+_ADDRESS = {"anthropic": "base_url", "azure": "azure_endpoint", "google": "base_url", "mistral": "base_url"}
+"""How the clients of providers with a protocol of their own call the address of a server."""
+_OWN_ADDRESS = ("bedrock", "google-cloud")
+"""Providers whose address follows from an account; their credentials are the cloud's own."""
+_EXTRAS = {"google-cloud": "google", "azure": "openai"}
 _LONGEST_MESSAGE = 300
 
 
@@ -40,7 +48,7 @@ class ProviderSender:
             response = await model_request(
                 model,
                 _messages(call),
-                model_settings=_settings(call, idempotency_key),
+                model_settings=_settings(call, idempotency_key, model),
                 model_request_parameters=_parameters(call, model),
             )
         except Exception as error:
@@ -74,7 +82,7 @@ class ProviderSender:
 
     def _secret(self, llm: ServiceLLM) -> str:
         try:
-            key = api_key(llm, self._environment)
+            key = api_key(_with_own_key(llm, self._environment), self._environment)
         except ServiceLLMMisconfigured:
             return ""
         return "" if key == NO_KEY else key
@@ -88,7 +96,7 @@ def is_installed() -> bool:
 def check_package(llm: ServiceLLM) -> None:
     """ServiceLLMMisconfigured where the provider is unknown or its package is missing here; asks for no key."""
     provider = llm.model.partition(":")[0]
-    if provider in _CHAT_PROVIDERS or llm.base_url is not None:
+    if provider in _CHAT_PROVIDERS or (llm.base_url is not None and provider not in OWN_PROTOCOL):
         if importlib.util.find_spec("openai") is None:
             raise _package_missing("openai")
         return
@@ -106,7 +114,7 @@ def _package_missing(provider: str) -> ServiceLLMMisconfigured:
     return ServiceLLMMisconfigured(
         f"the provider {provider!r} needs a package that is not installed",
         field="service_llm.model",
-        hint=f"pip install 'pydantic-ai-slim[{provider}]'",
+        hint=f"pip install 'pydantic-ai-slim[{_EXTRAS.get(provider, provider)}]'",
     )
 
 
@@ -114,7 +122,15 @@ def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     from pydantic_ai.exceptions import UserError
 
     provider, _, name = llm.model.partition(":")
+    if provider in _OWN_ADDRESS and llm.base_url is not None:
+        raise ServiceLLMMisconfigured(
+            f"the address of {provider} follows from its own settings",
+            field="service_llm.base_url",
+            hint="leave base_url out; for an OpenAI-compatible server write openai:MODEL",
+        )
     try:
+        if provider in OWN_PROTOCOL:
+            return _own_client(_with_own_key(llm, environment), environment)
         if provider in _CHAT_PROVIDERS or llm.base_url is not None:
             return _openai_chat(llm, name, api_key(llm, environment))
         return _inferred(llm, environment)
@@ -122,6 +138,31 @@ def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
         raise _package_missing(provider) from error
     except UserError as error:
         raise ServiceLLMMisconfigured(str(error), field="service_llm.model") from error
+
+
+def _with_own_key(llm: ServiceLLM, environment: Mapping[str, str]) -> ServiceLLM:
+    """With the variable that holds the provider's key where the spec names none; never another provider's key."""
+    variables = key_variables(llm)
+    if llm.api_key_env in variables or not variables:
+        return llm
+    held = [name for name in variables if environment.get(name) or environment.get(f"{name}_FILE")]
+    return llm.model_copy(update={"api_key_env": (held or list(variables))[0]})
+
+
+def _own_client(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
+    """A model whose provider's client takes one key and, where given, an address."""
+    from pydantic_ai.models import infer_model
+    from pydantic_ai.providers import Provider, infer_provider_class
+
+    key = api_key(llm, environment)
+
+    def provider_of(name: str) -> Provider[Any]:
+        make: Any = infer_provider_class(name)
+        address = {} if llm.base_url is None else {_ADDRESS[name]: llm.base_url}
+        built: Provider[Any] = make(api_key=key, **address)
+        return built
+
+    return infer_model(llm.model, provider_of)
 
 
 def _openai_chat(llm: ServiceLLM, name: str, key: str) -> Model:
@@ -188,7 +229,7 @@ def _messages(call: Call) -> list[ModelMessage]:
     return built
 
 
-def _settings(call: Call, idempotency_key: str) -> ModelSettings:
+def _settings(call: Call, idempotency_key: str, model: Model) -> ModelSettings:
     from pydantic_ai.settings import ModelSettings
 
     settings = ModelSettings(
@@ -196,8 +237,9 @@ def _settings(call: Call, idempotency_key: str) -> ModelSettings:
         timeout=call.llm.timeout_s,
         request_timeout=call.llm.timeout_s,
         max_retries=0,
-        extra_headers={"Idempotency-Key": idempotency_key},
     )
+    if "extra_headers" not in model.unsupported_settings:
+        settings["extra_headers"] = {"Idempotency-Key": idempotency_key}
     if call.warmth is not None:
         settings["temperature"] = call.warmth
     if call.seed is not None:
