@@ -47,8 +47,11 @@ class Outcome:
 
     @property
     def marks(self) -> Marks:
-        """Means and intervals; computed when asked for, since that costs more than deciding."""
-        return marks_with_intervals(self.seen, self.ranges, self.alpha)
+        """Means and intervals, each end at the error the verdict may spend, so that a pass lies above its gate.
+
+        Computed when asked for, since that costs more than deciding.
+        """
+        return marks_with_intervals(self.seen, self.ranges, 2 * self.alpha)
 
 
 def judge_round(

@@ -212,5 +212,6 @@ def test_a_required_evaluator_that_nobody_knows_is_refused_beforehand(cli: Cli, 
     gate = {"absolute": {"humour.funny": 0.5}}
     spec = write_spec(cli, tmp_path, evaluators=["humour"], gate=gate)
     assert "llamaduo evaluator add humour" in failing(cli, "migrate", str(spec))
+    assert "nobody would mark for 'humour'" in cli.call("plan", str(spec))
     assert cli.json("status")["migrations"] == []
     cli.call("down")

@@ -7,7 +7,7 @@ import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 import pytest
@@ -36,7 +36,9 @@ from llamaduo.events import (
     RollbackRequested,
 )
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.next_step import StopRule
 from llamaduo.migrations.report import build_report
+from llamaduo.migrations.stop_advice import ADVICE
 from tests.unit.synthetic_log import MIGRATION, at, complete_log, mishaps
 
 LOG = complete_log()
@@ -57,8 +59,13 @@ def test_lines_show_marks_against_the_gate() -> None:
 
 def test_ends_name_their_rule() -> None:
     stopped = MigrationStopped(migration=MIGRATION, rule="no_gain", reason="no better mean in 3 rounds")
-    assert line_of(stopped) == "stopped by the rule no_gain: no better mean in 3 rounds"
+    said = f"stopped by the rule no_gain: no better mean in 3 rounds; what to do: {ADVICE['no_gain']}"
+    assert line_of(stopped) == said
     assert line_of(MigrationCancelled(migration=MIGRATION)) == "cancelled"
+
+
+def test_each_stop_rule_has_its_advice() -> None:
+    assert set(ADVICE) == set(get_args(StopRule))
 
 
 def test_every_kind_of_event_is_known_here() -> None:
@@ -95,6 +102,7 @@ def test_an_end_is_said_once_and_leaves_no_round_under_way() -> None:
     text = summary(build_report(fold([*LOG[:2], stopped]), at(50)))
     assert text.splitlines()[0].endswith(": stopped")
     assert "rule no_gain" in text
+    assert f"  what to do: {ADVICE['no_gain']}" in text.splitlines()
     cancelled = summary(build_report(fold([*LOG[:2], MigrationCancelled(migration=MIGRATION)]), at(50)))
     assert "round 0      not decided" in cancelled
     assert "under way" not in cancelled

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamaduo.cli.data_facts import (
-    default_test_rows,
     facts_of,
     label_shares,
     near_copies,
@@ -22,8 +21,6 @@ from llamaduo.cli.data_facts import (
 from llamaduo.cli.main import call
 from llamaduo.datasets import Message, Row, dump_rows, load_rows, make_row, merge_rows
 from llamaduo.errors import UserInputError
-from llamaduo.migrations.spec import Splits
-from services.synthesizer.splitting import plan_quotas
 
 
 def row(prompt: str, answer: str = "r", **more: Any) -> Row:
@@ -146,11 +143,6 @@ def test_what_a_test_split_tells() -> None:
     assert what_a_test_tells(200) == "200 prompts: ±7 points at one look; the verdict tells 17 points from the gate"
     assert what_a_test_tells(16).startswith("16 prompts: ±24 points")  # ±18 for a share of 0.83; half is the worst
     assert what_a_test_tells(3) == "nothing: too few rows to split"
-
-
-@pytest.mark.parametrize("rows", [30, 200, 399, 400, 5000])
-def test_the_default_test_split_is_the_synthesizers(rows: int) -> None:
-    assert plan_quotas(rows, Splits())[0]["test"] == default_test_rows(rows)
 
 
 def test_inspect_prints_labels_with_their_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

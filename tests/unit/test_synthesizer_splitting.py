@@ -12,10 +12,11 @@ from rapidfuzz import fuzz, utils
 
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
+from llamaduo.migrations.quotas import plan_quotas
 from llamaduo.migrations.spec import FEWEST, Splits
 from services.synthesizer.alike_strings import AlikeStrings
 from services.synthesizer.near_copies import comparable, near_copy_groups, shared_frame
-from services.synthesizer.splitting import plan_quotas, split_coverage
+from services.synthesizer.splitting import split_coverage
 from tests.unit.synthesizer_rows import row, rows, text, word
 
 LIMIT = 90.0

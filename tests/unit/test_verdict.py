@@ -44,6 +44,15 @@ def test_a_failed_round_is_followed_by_another_that_passes() -> None:
     assert 0.8 < ended.holdout["exact-match"]["exact"].mean <= 1
 
 
+@pytest.mark.parametrize("share", [0.8, 0.84, 0.88, 0.95])
+def test_a_round_that_passed_has_its_interval_above_the_gate(share: float) -> None:
+    for event in simulate(learner(share), test=2_000, budgets={"rounds": 1}):
+        if isinstance(event, EvalPassed):
+            assert event.marks["exact-match"]["exact"].low >= 0.7 - 1e-3
+        elif isinstance(event, EvalFailed):
+            assert event.verdict != "failed"
+
+
 def test_a_sure_fail_names_enough_failing_rows_and_then_asks_no_more() -> None:
     log = simulate(learner(0.2, 0.95), marking={"failures_wanted": 20})
     failed = next(e for e in log if isinstance(e, EvalFailed))

@@ -14,12 +14,11 @@ from statistics import median
 
 from llamaduo.datasets import Row, dataset_digest
 from llamaduo.errors import UserInputError
+from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
-from llamaduo.migrations.spec import FEWEST, Synthesis
+from llamaduo.migrations.spec import FEWEST, Splits, Synthesis
 
 EXTRA = "pip install 'llamaduo[data]'"
-LARGEST_DEFAULT_TEST = 200
-"""Rows of the test split where the spec asks for no number and the dataset has twice as many."""
 CHARS_A_TOKEN = 4
 COMPARED_CHARS = 400
 COMPARED_IN_ALL = 1_000_000
@@ -68,7 +67,8 @@ def facts_of(rows: Sequence[Row], repeats: int, skipped: int, tokens: TokenCount
     prompts = [sum(tokens.count(message.text) for message in row.prompt) for row in rows]
     answers = [tokens.count(row.answer) for row in rows]
     asked = Counter(tuple(message.text for message in row.prompt) for row in rows)
-    test = default_test_rows(len(rows))
+    splittable = len(rows) >= sum(Splits().needed.values())
+    test = rows_by_split(len(rows), Splits())["test"] if splittable else 0
     facts: dict[str, object] = {
         "rows": len(rows),
         "bad lines skipped": skipped,
@@ -92,11 +92,6 @@ def facts_of(rows: Sequence[Row], repeats: int, skipped: int, tokens: TokenCount
     facts["a test split tells"] = what_a_test_tells(test)
     facts["digest"] = dataset_digest(rows)
     return facts
-
-
-def default_test_rows(rows: int) -> int:
-    """Rows of the test split of so large a dataset, where the spec says nothing."""
-    return min(LARGEST_DEFAULT_TEST, rows // 2)
 
 
 def what_a_test_tells(rows: int) -> str:

@@ -17,8 +17,10 @@ from llamaduo.cli import (
     doctor_command,
     evaluator_commands,
     events_command,
+    init_command,
     migrate_command,
     operator_commands,
+    plan_command,
     report_command,
     setup_commands,
     up_command,
@@ -36,6 +38,8 @@ See it run, with no key and no GPU:
 \b
 Your own task:
   llamaduo data inspect tickets.jsonl  is the dataset sound?
+  llamaduo init tickets.jsonl          write a spec for it, migration.yaml
+  llamaduo plan migration.yaml         what it will take, on one page
   llamaduo up                          the system (leave it running)
   llamaduo migrate migration.yaml      submit it; --watch follows it
   llamaduo report --html report.html   what came out
@@ -71,6 +75,8 @@ def global_options(
 app.command(rich_help_panel=RUN)(demo_command.demo)
 app.command(rich_help_panel=RUN)(up_command.up)
 app.command(rich_help_panel=RUN)(up_command.down)
+app.command(rich_help_panel=RUN)(init_command.init)
+app.command(rich_help_panel=RUN)(plan_command.plan)
 app.command(rich_help_panel=RUN)(migrate_command.migrate)
 app.command(rich_help_panel=RUN)(chat_command.chat)
 app.command(rich_help_panel=LOOK)(watch_command.watch)

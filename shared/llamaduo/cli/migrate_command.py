@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
     from llamaduo.cli.spec_checks import EvaluatorOnBus
     from llamaduo.cli.submission import Submission
+    from llamaduo.planning.plan import Plan
 
 
 def migrate(
@@ -29,13 +31,16 @@ def migrate(
         bool, typer.Option("--skip-bad", help="Go on without the dataset's bad lines; each is listed.")
     ] = False,
     submission: Annotated[int, typer.Option(min=1, help="Raise it to run the very same migration once more.")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before submitting.")] = False,
 ) -> None:
     """Submit a migration; its id is printed. The same spec and data again are the same migration.
 
-    Everything in the spec and the dataset is checked before anything starts.
+    Everything in the spec and the dataset is checked before anything starts, and what it will take is said; in a
+    terminal it asks once.
     """
     from llamaduo.cli.connect import run
     from llamaduo.cli.data_commands import tell_skipped
+    from llamaduo.cli.plan_command import planned
     from llamaduo.cli.state import read_note, state_dir
     from llamaduo.cli.submission import Overrides, prepare
 
@@ -50,9 +55,16 @@ def migrate(
         skip_bad=skip_bad,
     )
     tell_skipped(prepared.skipped, len(prepared.rows))
+    plan = planned(prepared)
     if check:
-        _say(prepared, prepared.notes, new=None, as_json=as_json)
+        _say(prepared, prepared.notes, new=None, as_json=as_json, plan=plan)
         return
+    if not as_json:
+        _show(plan)
+        asks = not yes and sys.stdin.isatty() and sys.stdout.isatty()
+        if asks and not typer.confirm("submit it?", default=True):
+            typer.echo("nothing was submitted", err=True)
+            raise typer.Exit(1)
     run(_submit_and_watch(prepared, watch=watch, as_json=as_json))
 
 
@@ -104,10 +116,20 @@ async def submit(bus: Bus, prepared: Submission) -> bool:
     )
 
 
-def _say(prepared: Submission, notes: list[str], *, new: bool | None, as_json: bool) -> None:
-    """`new` None: it was only checked."""
+def _show(plan: Plan) -> None:
+    """The plan's three key lines and its notes, beside the output proper."""
+    from llamaduo.planning.page import key_lines
+
+    for line in [*key_lines(plan), *(f"note: {note}" for note in plan.notes)]:
+        typer.echo(line, err=True)
+
+
+def _say(
+    prepared: Submission, notes: list[str], *, new: bool | None, as_json: bool, plan: Plan | None = None
+) -> None:
+    """`new` None: it was only checked, and `plan` is shown as well."""
     if as_json:
-        body = {
+        body: dict[str, Any] = {
             "migration": prepared.migration,
             "name": prepared.spec.name,
             "rows": len(prepared.rows),
@@ -116,8 +138,14 @@ def _say(prepared: Submission, notes: list[str], *, new: bool | None, as_json: b
             "new": new,
             "notes": notes,
         }
+        if plan is not None:
+            body["plan"] = plan.model_dump(mode="json")
         typer.echo(json.dumps(body))
         return
+    if plan is not None:
+        from llamaduo.planning.page import page
+
+        typer.echo(page(plan), err=True)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(prepared.migration)

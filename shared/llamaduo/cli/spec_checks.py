@@ -12,6 +12,10 @@ from llamaduo.base_models import check_folder
 from llamaduo.built_in_evaluators import METRICS, ON_WISH
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
+from llamaduo.migrations.best_case import fewest_rows, parity_gate, right_of
+from llamaduo.migrations.intervals import to_unit
+from llamaduo.migrations.quotas import rows_by_split
+from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
 from llamaduo.names import did_you_mean
@@ -94,6 +98,51 @@ def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
             f"{with_tools} of {len(rows)} rows offer or call tools, which cannot be learnt yet",
             "take those rows out, or what they have of `tools`",
         )
+
+
+def check_test_rows(found: SpecFile, rows: int) -> list[str]:
+    """Notes where the test rows are few for the gate. UserInputError where not even a perfect model could pass.
+
+    See `llamaduo.migrations.best_case`. What an own evaluator's scale is nobody knows before it marks.
+    """
+    gate, test = found.spec.gate, rows_by_split(rows, found.spec.splits)["test"]
+    last_round = found.spec.budgets.rounds - 1
+    first, last = (alpha_of_round(gate.confidence, number) for number in (0, last_round))
+    notes = []
+    for key, threshold in gate.absolute.items():
+        evaluator, _, metric = key.partition(".")
+        scale = METRICS.get(evaluator, {}).get(metric)
+        if scale is None:
+            continue
+        share = to_unit(threshold, scale)
+        needed, later = fewest_rows(share, first), fewest_rows(share, last)
+        if needed is None or later is None:
+            raise found.mistake(
+                ("gate", "absolute", key),
+                f"{threshold:g} is the best mark there is: no number of test rows can show a mean above it",
+                "take a lower gate",
+            )
+        if needed > test:
+            raise found.mistake(
+                ("gate", "absolute", key),
+                f"not even a perfect model could pass: {needed} test rows are needed for {threshold:g}, "
+                f"there are {test}",
+                "more rows, a larger splits.test or a lower gate",
+            )
+        if test < max(2 * needed, later):
+            lost = f"; in round {last_round} not even all would do ({later} rows would)" if later > test else ""
+            notes.append(
+                f"{key}: {test} test rows are few for {threshold:g}: to pass in round 0 a model must get "
+                f"{right_of(test, share, first)} of them right{lost}"
+            )
+    if gate.parity is not None:
+        needed = fewest_rows(parity_gate(gate.parity.margin), first, mark=0.5)
+        if needed is not None and needed > test:
+            notes.append(
+                f"parity: {test} test rows are few for a margin of {gate.parity.margin:g}: a model whose marks all "
+                f"equal the service LLM's needs {needed} to pass; with fewer it must be better than that"
+            )
+    return notes
 
 
 def check_providers(found: SpecFile) -> None:

@@ -15,6 +15,7 @@ from llamaduo.cli.spec_checks import (
     check_keys,
     check_providers,
     check_splits,
+    check_test_rows,
     check_tools,
     doubtful_evaluators,
 )
@@ -109,6 +110,7 @@ def prepare(
     rows = list(coverage.rows.values())
     check_tools(found, rows)
     check_splits(found, len(rows))
+    notes += check_test_rows(found, len(rows))
     notes += doubtful_evaluators(found)
     notes += check_keys(found, environment, key_names_of_services, needed=keys_needed)
     return Submission(migration_id(found.spec, rows, number), found, rows, number, notes, coverage.bad)

@@ -27,6 +27,7 @@ from llamaduo.events import (
     WorkFailed,
 )
 from llamaduo.migrations.spec import MigrationSpec
+from llamaduo.migrations.stop_advice import what_to_do
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,7 +102,8 @@ def _about_end(event: AnyEvent) -> str | None:
             holdout = f"; on the holdout: {show_marks(event.holdout)}" if event.holdout else ""
             return f"completed: {event.reason or f'round {event.round} passed'}{holdout}"
         case MigrationStopped():
-            return f"stopped by the rule {event.rule}: {event.reason}"
+            advice = what_to_do(event.rule)
+            return f"stopped by the rule {event.rule}: {event.reason}" + (f"; what to do: {advice}" if advice else "")
         case MigrationCancelled():
             return f"cancelled: {event.reason}" if event.reason else "cancelled"
     return None
@@ -178,6 +180,8 @@ def summary(report: Report) -> str:
     if report.ended_because or report.stopped_rule:
         rule = f"rule {report.stopped_rule}: " if report.stopped_rule else ""
         lines.append(f"  {rule}{report.ended_because}")
+    if advice := what_to_do(report.stopped_rule or ""):
+        lines.append(f"  what to do: {advice}")
     thresholds = report.gate.get("absolute") or {}
     lines.append("marks on the test split, mean (interval, prompts):")
     lines.append(f"  base model   {show_marks(report.base_model.marks)}")

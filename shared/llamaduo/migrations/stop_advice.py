@@ -1,0 +1,24 @@
+"""What to do when a rule has ended a migration: one line a rule, for `watch` and `report`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ADVICE: Final[dict[str, str]] = {
+    "rounds": "look at marks by round: still rising, raise budgets.rounds or synthesis.rows_per_round; flat, take "
+    "a larger base model or more recipe.steps; undecided near the gate, add test rows",
+    "no_gain": "more data of this kind does not help: take a larger base model, a higher recipe.rank or more "
+    "recipe.steps, write a better `task`, or read the failing rows for wrong references",
+    "budget": "were the marks worth it? Then raise the budget that is named and submit again; `llamaduo plan` says "
+    "what all rounds would take",
+    "hours": "was something down (llamaduo status)? Else raise budgets.hours; a round that passed and is not served: "
+    "llamaduo promote",
+    "silent_evaluator": "llamaduo evaluator list shows who runs: start it, or raise marking.silent_after_s",
+    "error": "llamaduo dlq list has the message and its reason: mend the cause, then submit again",
+}
+"""Rule -> next thing to do. docs/operate.md says more."""
+
+
+def what_to_do(rule: str) -> str:
+    """The advice on a stop; "" for a rule of another version."""
+    return ADVICE.get(rule, "")

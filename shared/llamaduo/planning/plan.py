@@ -1,0 +1,181 @@
+"""The plan of a migration: what its spec and rows say, before anything starts, it will take and can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llamaduo.built_in_evaluators import METRICS
+from llamaduo.datasets import Row
+from llamaduo.events import Split
+from llamaduo.migrations.quotas import rows_by_split
+from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
+from llamaduo.planning.calls import CALLS_AN_ANSWER, Role, Stage, llm_of, stages_of
+from llamaduo.planning.hours import Hours, hours_of
+from llamaduo.planning.known_models import licence_note, parameters_of
+from llamaduo.planning.machine import Machine
+from llamaduo.planning.memory import Memory, memory_of
+from llamaduo.planning.sizes import sizes_of
+from llamaduo.planning.telling import Telling, telling_of
+
+Price = Callable[[ServiceLLM, int, int], float | None]
+"""US dollars for (service LLM, input tokens, output tokens); None where no price is known."""
+
+
+class Range(BaseModel):
+    """`first`: round 0 passes as early as it can; `every`: all rounds are needed; `most`: all of them, and every
+    call as large as it may be.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    first: float
+    every: float
+    most: float
+
+
+class Plan(BaseModel):
+    """One page on a migration. Failed and repeated calls are in no figure; answers known from the ledger are not
+    taken off.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    base_model: str
+    service_llm: str
+    machine: str
+    rounds: int = Field(description="budgets.rounds")
+    rows: dict[Split, int] = Field(description="by split; near copies stay together, which may leave some out")
+    stages: list[Stage]
+    calls: Range
+    tokens: Range
+    money: Range | None = Field(description="US dollars; None where a model that is called has no known price")
+    unpriced: list[str] = Field(default_factory=list, description="models that are called and have no known price")
+    hours: Hours
+    memory: Memory
+    telling: list[Telling]
+    notes: list[str] = Field(default_factory=list, description="what to know before it starts")
+
+
+def plan_of(spec: MigrationSpec, rows: Sequence[Row], machine: Machine, price: Price | None = None) -> Plan:
+    """The plan for different `rows` on this machine. UserInputError where they cannot be split as asked.
+
+    Without `price` no price is known.
+    """
+    split = rows_by_split(len(rows), spec.splits)
+    sizes = sizes_of(rows)
+    stages = stages_of(spec, split, sizes)
+    weights = parameters_of(spec.base_model)
+    hours = hours_of(spec, split, sizes, stages, machine, weights)
+    memory = memory_of(spec, sizes, machine, weights)
+    telling = telling_of(spec, split["test"])
+    calls = Range(
+        first=sum(stage.first for stage in stages),
+        every=sum(stage.every for stage in stages),
+        most=sum(stage.most for stage in stages),
+    )
+    tokens = Range(
+        first=sum(stage.first * (stage.input_tokens + stage.output_tokens) for stage in stages),
+        every=sum(stage.every * (stage.input_tokens + stage.output_tokens) for stage in stages),
+        most=sum(stage.most * (stage.input_tokens_most + stage.output_tokens_most) for stage in stages),
+    )
+    money, unpriced = _money(spec, stages, price)
+    return Plan(
+        name=spec.name,
+        base_model=spec.base_model,
+        service_llm=spec.service_llm.model,
+        machine=machine.words,
+        rounds=spec.budgets.rounds,
+        rows=split,
+        stages=stages,
+        calls=calls,
+        tokens=tokens,
+        money=money,
+        unpriced=unpriced,
+        hours=hours,
+        memory=memory,
+        telling=telling,
+        notes=[
+            *_against_budgets(spec, calls, tokens, money, hours),
+            *_about_memory(memory),
+            *_about_telling(telling),
+            *([note] if (note := licence_note(spec.base_model)) else []),
+            *_about_evaluators(spec),
+        ],
+    )
+
+
+def _money(spec: MigrationSpec, stages: Sequence[Stage], price: Price | None) -> tuple[Range | None, list[str]]:
+    roles: set[Role] = {stage.llm for stage in stages}
+    called = {llm_of(spec, role) for role in roles}
+    unpriced = sorted({llm.model for llm in called if price is None or price(llm, 1000, 1000) is None})
+    if price is None or unpriced:
+        return None, unpriced
+    first = every = most = 0.0
+    for stage in stages:
+        llm = llm_of(spec, stage.llm)
+        # By one call, since some prices rise with the length of the prompt.
+        likely = price(llm, round(stage.input_tokens), round(stage.output_tokens)) or 0.0
+        largest = price(llm, round(stage.input_tokens_most), round(stage.output_tokens_most)) or 0.0
+        first += stage.first * likely
+        every += stage.every * likely
+        most += stage.most * largest
+    return Range(first=first, every=every, most=most), []
+
+
+def _against_budgets(
+    spec: MigrationSpec, calls: Range, tokens: Range, money: Range | None, hours: Hours
+) -> list[str]:
+    budgets, found = spec.budgets, []
+    limits: list[tuple[str, float | None, Range | None]] = [
+        ("calls", budgets.calls, calls),
+        ("tokens", budgets.tokens, tokens),
+        ("money", budgets.money, money),
+    ]
+    if hours.first is not None and hours.every is not None:
+        limits.append(("hours", budgets.hours, Range(first=hours.first, every=hours.every, most=hours.every)))
+    for name, limit, needed in limits:
+        if limit is None or needed is None or limit >= needed.every:
+            continue
+        if limit < needed.first:
+            found.append(
+                f"budgets.{name}: {limit:g} is less than one round needs (about {figure(needed.first)}): "
+                "it would stop before it can pass"
+            )
+        else:
+            all_rounds = f"all {budgets.rounds} rounds (about {figure(needed.every)})"
+            found.append(f"budgets.{name}: {limit:g} may end it before {all_rounds}")
+    return found
+
+
+def figure(number: float) -> str:
+    """A figure as exact as an estimate is: two digits that count."""
+    if number >= 100:
+        digits = len(str(int(number))) - 2
+        return f"{round(number / 10**digits) * 10**digits:,}"
+    return f"{number:.2g}"
+
+
+def _about_memory(memory: Memory) -> list[str]:
+    if memory.fits is not False:
+        return []
+    needed = (memory.training_gib or 0) + (memory.serving_gib or 0)
+    return [
+        f"memory: training and serving together take about {needed:.1f} GiB, there are {memory.have_gib:.1f}: "
+        "take a smaller base model, recipe.batch_size or recipe.max_length"
+    ]
+
+
+def _about_telling(telling: Sequence[Telling]) -> list[str]:
+    return [
+        f"parity: so few test rows cannot tell a margin of {one.asked:g} points; {one.gap:.2g} would do"
+        for one in telling
+        if one.what == "parity" and one.gap > one.asked
+    ]
+
+
+def _about_evaluators(spec: MigrationSpec) -> list[str]:
+    own = [choice.name for choice in spec.evaluators if choice.name not in {*METRICS, *CALLS_AN_ANSWER}]
+    if not own:
+        return []
+    return [f"{', '.join(own)}: of evaluators of your own neither cost nor scale is known here"]

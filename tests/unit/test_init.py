@@ -1,0 +1,201 @@
+"""`llamaduo init`: what it finds in the rows of a dataset, and that what it writes is a spec that passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llamaduo.built_in_evaluators import ALWAYS_RUN, METRICS
+from llamaduo.cli.main import call
+from llamaduo.cli.state import NATS_VARIABLE, STATE_VARIABLE
+from llamaduo.coverage_files import read_coverage
+from llamaduo.migrations.best_case import fewest_rows, parity_gate
+from llamaduo.migrations.resolution import alpha_of_round
+from llamaduo.planning.draft import CHOICES, absolute_gate, draft_spec, parity_margin, steps_for
+from llamaduo.planning.machine import Gpu, Machine
+from llamaduo.planning.task_shape import TaskShape, shape_of
+
+TICKETS = Path(__file__).parents[2] / "examples" / "support-triage" / "tickets.jsonl"
+SMALL = Machine(2, 23.5)
+WORDS = ("amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jewel", "knoll")
+
+
+def text(number: int) -> str:
+    picked = [WORDS[(number * step + step) % len(WORDS)] for step in (1, 2, 3, 5, 7, 8, 9)]
+    return f"Case {number}: the {' '.join(picked)} was discussed at length."
+
+
+SHAPES: dict[str, Callable[[int], str]] = {
+    "labels": lambda i: ("refund", "exchange", "Damage report")[i % 3],
+    "json": lambda i: json.dumps({"intent": WORDS[i % 5], "order": f"F{i}", "urgent": i % 2 == 0}),
+    "prose": lambda i: json.dumps({"summary": text(i), "score": i}),
+    "tools": lambda i: json.dumps({"name": "look_up", "arguments": {"order": f"F{i}"}}),
+    "tool-calls": lambda i: json.dumps(
+        {"tool_calls": [{"function": {"name": "find", "arguments": f'{{"q": {i}}}'}}]}
+    ),
+    "text": text,
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
+    monkeypatch.setenv(NATS_VARIABLE, "nats://127.0.0.1:1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("llamaduo.planning.machine.this_machine", lambda: SMALL)
+
+
+def dataset(folder: Path, answer: Callable[[int], str], number: int = 60) -> Path:
+    lines = [json.dumps({"prompt": f"question {text(i)}", "response": answer(i)}) for i in range(number)]
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def shape(folder: Path, answer: Callable[[int], str], number: int = 60) -> TaskShape:
+    return shape_of(read_coverage(dataset(folder, answer, number)))
+
+
+def made(folder: Path, data: Path, *options: str) -> dict[str, Any]:
+    """What `init` writes beside the data, having passed `migrate --check`."""
+    out = folder / "migration.yaml"
+    assert call(["init", str(data), "--out", str(out), *options]) == 0
+    assert call(["migrate", str(out), "--check"]) == 0
+    found = yaml.safe_load(out.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("labels", "labels"), ("json", "json"), ("tools", "tools"), ("tool-calls", "tools"), ("text", "text")],
+)
+def test_shapes_are_told_apart(tmp_path: Path, name: str, kind: str) -> None:
+    assert shape(tmp_path, SHAPES[name]).kind == kind
+
+
+def test_what_a_shape_says(tmp_path: Path) -> None:
+    assert set(shape(tmp_path, SHAPES["labels"]).labels) == {"refund", "exchange", "Damage report"}
+    assert shape(tmp_path, SHAPES["json"]).keys == ("intent", "order", "urgent")
+    assert shape(tmp_path, SHAPES["prose"]) == TaskShape("json", keys=("summary", "score"), prose=("summary",))
+    assert shape_of(read_coverage(TICKETS)) == TaskShape("json", keys=("intent", "product", "order", "urgency"))
+
+
+def test_a_slip_or_two_do_not_change_the_shape(tmp_path: Path) -> None:
+    assert shape(tmp_path, lambda i: "I am not sure what this is about" if i == 7 else "yes").kind == "labels"
+    assert shape(tmp_path, lambda i: "no idea" if i == 7 else SHAPES["json"](i)).kind == "json"
+    assert shape(tmp_path, lambda i: f"```json\n{SHAPES['json'](i)}\n```").kind == "json"
+
+
+def test_short_answers_that_hardly_repeat_are_no_labels(tmp_path: Path) -> None:
+    assert shape(tmp_path, lambda i: f"F{i // 2}").kind == "text"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("number", [14, 25, 60, 450])
+def test_the_spec_passes_its_check(tmp_path: Path, name: str, number: int) -> None:
+    spec = made(tmp_path, dataset(tmp_path, SHAPES[name], number))
+    assert spec["coverage"] == "rows.jsonl"
+    assert spec["name"] == "rows"
+    judged = name in ("text", "prose")
+    assert spec["evaluators"] == ["llm-judge" if judged else "exact-match"]
+    assert ("parity" in spec["gate"]) is judged
+    assert spec["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_the_demos_tickets(tmp_path: Path) -> None:
+    spec = made(tmp_path, TICKETS, "--name", "support-triage", "--service-llm", "openai:gpt-4o-mini")
+    assert spec["evaluators"] == ["exact-match"]
+    assert spec["gate"] == {"absolute": {"exact-match.exact": 0.8}}
+    assert spec["splits"] == {"validation": 33, "test": 165, "holdout": 33}
+    assert spec["service_llm"] == "openai:gpt-4o-mini"
+    assert (tmp_path / spec["coverage"]).resolve() == TICKETS
+
+
+def test_a_spec_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = dataset(tmp_path, SHAPES["labels"])
+    out = tmp_path / "migration.yaml"
+    out.write_text("mine")
+    assert call(["init", str(data), "--out", str(out)]) == 2
+    assert out.read_text() == "mine"
+    assert "is there already (--force" in capsys.readouterr().err
+    assert call(["init", str(data), "--out", str(out), "--force"]) == 0
+    assert out.read_text() != "mine"
+
+
+def test_the_dataset_is_never_written_over(tmp_path: Path) -> None:
+    data = dataset(tmp_path, SHAPES["labels"])
+    before = data.read_bytes()
+    assert call(["init", str(data), "--out", str(data), "--force"]) == 2
+    assert data.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--service-llm", "gpt-4o"], "did you mean 'openai:gpt-4o'?"),
+        (["--name", "Support Triage"], "did you mean 'support-triage'?"),
+    ],
+)
+def test_options_that_are_none_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    out = tmp_path / "migration.yaml"
+    assert call(["init", str(dataset(tmp_path, SHAPES["labels"])), "--out", str(out), *options]) == 2
+    assert says in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_too_few_rows_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = dataset(tmp_path, SHAPES["labels"], 13)
+    assert call(["init", str(data), "--out", str(tmp_path / "migration.yaml")]) == 2
+    assert capsys.readouterr().err == f"llamaduo: {data}: 13 different rows are too few: 14 are needed (add rows)\n"
+
+
+def test_names_and_labels_cannot_break_the_file(tmp_path: Path) -> None:
+    odd = dataset(tmp_path, lambda i: ("yes\x07: [", "no # {", "a\u2028gate: 1")[i % 3])
+    data = odd.rename(tmp_path / '2024 Täglich: "x" #1.jsonl')
+    spec = made(tmp_path, data)
+    assert spec["coverage"] == data.name
+    assert spec["name"] == "t-glich-x-1"
+
+
+def test_whoever_decides_runs_on_every_bus() -> None:
+    for choice in CHOICES.values():
+        assert choice.evaluator in ALWAYS_RUN
+        assert choice.metric in METRICS[choice.evaluator]
+        assert choice.also.rpartition(" ")[2] in METRICS
+
+
+@pytest.mark.parametrize("test", [8, 12, 30, 60, 100, 200, 500])
+def test_a_gate_is_in_reach_and_grows_with_the_rows(test: int) -> None:
+    gate, first = absolute_gate(test), alpha_of_round(0.95, 0)
+    assert (fewest_rows(gate, first) or 10**9) <= test
+    assert absolute_gate(2 * test) >= gate
+    margin = parity_margin(test)
+    assert parity_margin(2 * test) <= margin
+    if test >= 30:
+        assert (fewest_rows(parity_gate(margin), first, mark=0.5) or 10**9) <= test
+
+
+def test_gates_for_some_sizes() -> None:
+    assert [absolute_gate(test) for test in (60, 100, 200, 500)] == [0.65, 0.75, 0.85, 0.9]
+    assert [parity_margin(test) for test in (60, 100, 200, 1000)] == [15, 15, 8, 5]
+
+
+def test_steps_follow_rows_and_machine() -> None:
+    assert steps_for(30, SMALL) == 80
+    assert steps_for(600, SMALL) == 300
+    assert steps_for(10_000, SMALL) == 400
+    assert steps_for(10_000, Machine(8, 64, (Gpu("x", 80.0),))) == 2000
+
+
+def test_another_base_model_stands_as_it_was_given(tmp_path: Path) -> None:
+    rows = read_coverage(dataset(tmp_path, SHAPES["text"]))
+    spec = yaml.safe_load(draft_spec(rows, name="x", coverage="x", machine=SMALL, base_model="owner/other"))
+    assert spec["base_model"] == "owner/other"
