@@ -107,6 +107,18 @@ class Bus:
         await broker.connect()
         return cls(broker, broker.connection, settings, name)
 
+    @property
+    def lost(self) -> str | None:
+        """Why this connection will never work again, in words; None while it does or tries to."""
+        if self.client.is_closed:
+            return f"the bus closed the connection: {self.client.last_error or 'no reason given'}"
+        # FastStream's error callback raises on a refusal (wrong password, too many connections), inside the very
+        # task that reconnects: it dies, and nothing tries again.
+        reconnecting = self.client._reconnection_task
+        if reconnecting is not None and reconnecting.done() and not self.client.is_connected:
+            return f"the bus refuses this service: {self.client.last_error or 'no reason given'}"
+        return None
+
     async def close(self) -> None:
         """Leave; nothing is published after this."""
         with contextlib.suppress(Exception):

@@ -8,7 +8,9 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from aiohttp import web
 from faststream.nats import JStream, PullSub
@@ -50,6 +52,7 @@ class Service:
         self._ready_checks: list[Callable[[], str | None]] = []
         self._background: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
         self._stop = asyncio.Event()
+        self._closing_connection = threading.Event()
         self._problems: list[str] = ["starting"]
 
     def on_event(self, listener: Callable[[AnyEvent], None]) -> None:
@@ -112,6 +115,8 @@ class Service:
             connecting.cancel()
             return
         bus = connecting.result()
+        self._closing_connection.clear()
+        threading.Thread(target=self._die_when_closed, args=[bus], name="closed connection", daemon=True).start()
         mirror = Mirror(bus, self.contract.reads)
         desk = Desk(bus, mirror, self.name, self.settings.replica, self.contract, self.timing, dict(self._roles))
         holder.append(desk)
@@ -120,15 +125,12 @@ class Service:
             mirror.on_event(listener)
         tasks: list[asyncio.Task[None]] = []
         try:
-            tasks = [asyncio.create_task(self._open(bus, mirror), name="opening")]
-            await asyncio.wait([*tasks, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not leaving.done():
-                tasks[0].result()
-                tasks = [asyncio.create_task(self._watch(bus, mirror), name="watch")]
+            opening = asyncio.create_task(self._open(bus, mirror), name="opening")
+            tasks = [opening, asyncio.create_task(self._hold_on(bus), name="connection")]
+            if await _first(leaving, tasks) is opening:
+                tasks.append(asyncio.create_task(self._watch(bus, mirror), name="watch"))
                 tasks += [asyncio.ensure_future(action(bus, mirror)) for action in self._background]
-                done, _ = await asyncio.wait([*tasks, leaving], return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {leaving}:
-                    task.result()
+                await _first(leaving, tasks[1:])
         finally:
             self._problems = ["stopping"]
             leaving.cancel()
@@ -139,7 +141,27 @@ class Service:
                 with contextlib.suppress(Exception):
                     await close()
             await mirror.stop()
+            self._closing_connection.set()
             await bus.close()
+
+    def _die_when_closed(self, bus: Bus) -> None:
+        """End the process once its connection is closed for good by anything but leaving.
+
+        In a thread of its own: FastStream fetches from a closed connection without ever yielding, so the event loop
+        is frozen by then. A `closed_cb` of the client comes before or after the freeze, as it happens.
+        """
+        while not self._closing_connection.wait(min(1.0, self.timing.tick)):
+            if bus.client.is_closed:
+                log.critical("%s: a supervisor has to start this service anew", bus.lost)
+                logging.shutdown()
+                os._exit(GONE)
+
+    async def _hold_on(self, bus: Bus) -> None:
+        """Ends, with RuntimeError, when no more is tried to reconnect."""
+        while True:
+            if (lost := bus.lost) is not None:
+                raise RuntimeError(lost)
+            await asyncio.sleep(min(1.0, self.timing.tick))
 
     async def _open(self, bus: Bus, mirror: Mirror) -> None:
         """Everything up to the first message."""
@@ -236,6 +258,14 @@ class Service:
             temp.write_text(str(port))
             temp.replace(self.settings.port_file)
         return runner
+
+
+async def _first(leaving: asyncio.Task[Any], tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[Any]:
+    """The first of these to end; its error is raised."""
+    done, _ = await asyncio.wait([leaving, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return leaving if leaving in done else done.pop()
 
 
 async def ended(task: asyncio.Task[None]) -> None:
