@@ -64,6 +64,39 @@ def inbox_prefix_of(name: str) -> str:
     return f"_INBOX_{name}".replace(".", "_")
 
 
+@dataclass
+class _Reader:
+    """A consumer that acks nothing, and how much of what it was sent has arrived here.
+
+    What the server wrote to a connection that was breaking is gone, and the server does not send it again. But it
+    numbers what it sends to a consumer, without gaps whatever the filter, so a loss is seen.
+    """
+
+    sub: JetStreamContext.PullSubscription
+    taken: int = 0
+
+    def takes(self, message: Msg) -> bool:
+        """Whether this is the next message; False where one before it was lost."""
+        self.taken += 1
+        return bool(message.metadata.sequence.consumer == self.taken)
+
+    async def pending(self) -> int | None:
+        """How many messages are still to be sent. None where the consumer is gone, or what it sent got lost."""
+        try:
+            info = await self.sub.consumer_info()
+        except (TimeoutError, NatsError):
+            return None
+        sent = info.delivered.consumer_seq if info.delivered is not None else 0
+        return info.num_pending if sent == self.taken else None
+
+
+async def _drop(reader: _Reader | None) -> None:
+    """Give up a reader; the server forgets its consumer after a while."""
+    if reader is not None:
+        with contextlib.suppress(Exception):
+            await reader.sub.unsubscribe()
+
+
 class Bus:
     """A connected client; made by `Bus.connect`."""
 
@@ -185,29 +218,35 @@ class Bus:
         `drained` is set once everything that was there has been taken.
         """
         end = None if follow else await self.last_seq()
-        following, sub = 1, None
+        following = 1
+        reader: _Reader | None = None
         try:
             while end is None or following <= end:
                 try:
-                    if sub is None:
-                        sub, pending = await self._reader(subjects, following)
-                        if pending == 0 and drained is not None:
+                    if reader is None:
+                        reader, waiting = await self._reader(subjects, following)
+                        if waiting == 0 and drained is not None:
                             drained.set()
-                    messages = await sub.fetch(256, timeout=1 if end is not None else 5)
+                    messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
                 except TimeoutError:
-                    if end is not None and await self._drained(sub):
+                    pending = await reader.pending() if reader is not None else None
+                    if pending == 0 and end is not None:
                         return
-                    if not await self._alive(sub):
-                        sub = None
+                    if pending is None:
+                        await _drop(reader)
+                        reader = None
                     continue
                 except NatsError:
-                    sub = None
+                    await _drop(reader)
+                    reader = None
                     await asyncio.sleep(0.3)
                     continue
                 for message in messages:
+                    if not reader.takes(message):
+                        await _drop(reader)
+                        reader = None
+                        break
                     seq = message.metadata.sequence.stream
-                    if seq < following:
-                        continue
                     following = seq + 1
                     try:
                         yield Logged(parse_event(message.data), seq)
@@ -216,13 +255,10 @@ class Bus:
                     if drained is not None and message.metadata.num_pending == 0:
                         drained.set()
         finally:
-            if sub is not None:
-                with contextlib.suppress(Exception):
-                    await sub.unsubscribe()
+            await _drop(reader)
 
-    async def _reader(
-        self, subjects: Sequence[str] | None, start: int
-    ) -> tuple[JetStreamContext.PullSubscription, int]:
+    async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
+        """A reader of the log from `start` on, and how many messages there are for it now."""
         config = ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=start,
@@ -233,24 +269,7 @@ class Bus:
         )
         info = await self.js.add_consumer(topology.EVENTS, config)
         sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
-        return sub, info.num_pending or 0
-
-    async def _alive(self, sub: JetStreamContext.PullSubscription | None) -> bool:
-        if sub is None:
-            return False
-        try:
-            await sub.consumer_info()
-        except (TimeoutError, NatsError):
-            return False
-        return True
-
-    async def _drained(self, sub: JetStreamContext.PullSubscription | None) -> bool:
-        if sub is None:
-            return False
-        try:
-            return (await sub.consumer_info()).num_pending == 0
-        except (TimeoutError, NatsError):
-            return False
+        return _Reader(sub), info.num_pending or 0
 
     async def progress(self, payload: Progress) -> None:
         """Tell who listens how far work is; lost if nobody does."""
