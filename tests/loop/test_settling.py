@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import list_dead, replay
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
+from llamaduo.bus.settling import Message, Work
 from llamaduo.errors import BudgetExhausted, PermanentError, RetryableError
 from llamaduo.events import (
     Adapter,
@@ -183,9 +184,44 @@ async def test_leaving_hands_the_job_to_another_at_once_and_does_not_count_as_a_
 
             await until(begun)
         async with serving(trainer(server, tmp_path, quick, "two")):
-            await until(lambda: seen(bus, AdapterTrained), seconds=5)
+            await until(lambda: seen(bus, AdapterTrained), seconds=20)
         entry = await (await bus.bucket("work")).get(f"trainer.{dataset().id}")
         assert entry is not None and b'"releases":1' in entry.value
+
+
+async def test_a_service_that_leaves_takes_nothing_more(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 2: what it hands back at once would come to it at once, for as long as it takes to leave."""
+    nacks = 0
+    nack = Message._nack
+
+    async def counted(self: Message, delay: float) -> None:
+        nonlocal nacks
+        nacks += 1
+        await nack(self, delay)
+
+    async def more() -> bool:
+        return nacks > 3
+
+    async def leave_slowly() -> None:
+        with contextlib.suppress(AssertionError):
+            await until(more, seconds=2)
+
+    monkeypatch.setattr(Message, "_nack", counted)
+    handler = Trainer(60)
+    async with connected(server, tmp_path) as bus:
+        service = trainer(server, tmp_path, handler)
+        service.on_close(leave_slowly)
+        async with serving(service):
+            await bus.publish(dataset())
+
+            async def begun() -> bool:
+                return handler.calls == 1
+
+            await until(begun)
+        assert nacks == 1
+        assert (await bus.js.consumer_info(topology.EVENTS, "trainer")).num_redelivered == 0
 
 
 async def test_a_server_restart_in_the_middle_loses_nothing_and_doubles_nothing(

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 from faststream.nats import JStream, PullSub
+from faststream.nats.subscriber.usecases import PullStreamSubscriber
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -136,12 +137,16 @@ class Service:
             leaving.cancel()
             for task in tasks:
                 await ended(task)
+            desk.stopping = True
+            await _stop_fetching(bus)
             await desk.hand_back()
             for close in self._closing:
                 with contextlib.suppress(Exception):
                     await close()
             await mirror.stop()
             self._closing_connection.set()
+            for subscriber in _pulling(bus):
+                subscriber.running, subscriber.subscription = False, None
             await bus.close()
 
     def _die_when_closed(self, bus: Bus) -> None:
@@ -258,6 +263,23 @@ class Service:
             temp.write_text(str(port))
             temp.replace(self.settings.port_file)
         return runner
+
+
+def _pulling(bus: Bus) -> list[PullStreamSubscriber]:
+    return [subscriber for subscriber in bus.broker.subscribers if isinstance(subscriber, PullStreamSubscriber)]
+
+
+async def _stop_fetching(bus: Bus) -> None:
+    """Take no more messages, so that what is handed back goes to others and does not come here again at once.
+
+    The subscribers run on: one that does not would drop what has arrived already instead of settling it.
+    """
+    for subscriber in _pulling(bus):
+        if subscriber.subscription is not None:
+            with contextlib.suppress(NatsError):
+                await subscriber.subscription.unsubscribe()
+    with contextlib.suppress(NatsError, TimeoutError):
+        await bus.client.flush(timeout=2)
 
 
 async def _first(leaving: asyncio.Task[Any], tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[Any]:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ACK_TIMEOUT_S = 5.0
+LEAVING_PAUSE_S = 0.2
+"""Before others get a message that came to a service that is leaving: without it, two that leave play ping-pong."""
 AFTER_THE_END = (PromoteRequested, RollbackRequested)
 """What is worked on for a migration that has ended, too."""
 
@@ -117,8 +119,7 @@ class Desk:
                 task.cancel()
 
     async def hand_back(self) -> None:
-        """Cancel everything in hand and wait until each job was released and handed back."""
-        self.stopping = True
+        """Cancel everything in hand and wait until each job was stopped; `stopping` keeps new ones out."""
         tasks = list(self.running)
         for task in tasks:
             task.cancel()
@@ -172,7 +173,7 @@ class Message:
         """From bytes to ack, nack or dead letter."""
         desk = self.desk
         if desk.stopping:
-            await self._nack(0)
+            await self._nack(LEAVING_PAUSE_S)
             return
         try:
             event = parse_event(self.raw.data)
