@@ -107,7 +107,8 @@ class Desk:
     contract: ServiceContract
     timing: Timing
     roles: dict[str, tuple[Durable, Handler]]
-    running: dict[asyncio.Task[Any], str] = field(default_factory=dict)
+    running: dict[asyncio.Task[Any], str | None] = field(default_factory=dict)
+    """Work in hand, with the migration whose end or cancelling stops it; None where nothing does."""
     withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
     stopping: bool = False
 
@@ -180,7 +181,7 @@ class Message:
         except BadEvent as error:
             await self._dead_letter(None, str(error), 1)
             return
-        if desk.mirror.has_ended(event.migration) and not isinstance(event, AFTER_THE_END):
+        if self._pointless(event):
             await self._ack()
             return
         if (view := desk.mirror.get(event.migration)) is not None and view.paused and self.durable.leased:
@@ -190,6 +191,14 @@ class Message:
             await self._leased(event, run)
         else:
             await self._unleased(event, run)
+
+    def _pointless(self, event: AnyEvent) -> bool:
+        """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
+        if isinstance(event, AFTER_THE_END):
+            return False
+        view = self.desk.mirror.get(event.migration)
+        cancelled = self.durable.leased and view is not None and view.cancel is not None
+        return cancelled or self.desk.mirror.has_ended(event.migration)
 
     async def _leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
         desk, timing = self.desk, self.desk.timing
@@ -283,7 +292,12 @@ class Message:
         handling = asyncio.ensure_future(run())
         IN_HAND.reset(token)
         beating = asyncio.create_task(self._beat(lease))
-        desk.running[handling] = event.migration
+        stoppable = self.durable.leased and not isinstance(event, AFTER_THE_END)
+        desk.running[handling] = event.migration if stoppable else None
+        if desk.stopping:  # it began to leave, or the migration ended, while the job was claimed
+            handling.cancel()
+        elif self._pointless(event):
+            desk.withdraw(event.migration)
         began = time.monotonic()
         WORK_IN_HAND.labels(self.durable.name).inc()
         outcome = "error"
