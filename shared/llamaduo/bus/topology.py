@@ -151,7 +151,7 @@ SERVICES: dict[str, ServiceContract] = {
             Durable("inference-promotion", (EvalPassed, PromoteRequested, RollbackRequested)),
         ),
         publishes=(ResponsesGenerated, AdapterPromoted, AdapterRolledBack, AdapterLoaded, *FAILURES),
-        reads=BROADCAST,
+        reads=(*BROADCAST, AdapterTrained),
     ),
     "judge": ServiceContract(
         "Runs one evaluator: marks shards of answers.",
