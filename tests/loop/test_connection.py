@@ -16,8 +16,12 @@ from pydantic import SecretStr
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
-from llamaduo.bus.service import GONE
-from tests.support import NatsServer, bus_settings, environment, until
+from llamaduo.bus.mirror import Mirror
+from llamaduo.bus.service import GONE, Service
+from llamaduo.bus.settling import Work
+from llamaduo.errors import RetryableError
+from llamaduo.events import Event
+from tests.support import NatsServer, bus_settings, connected, environment, nats_server, service_settings, until
 
 
 class GuardedServer(NatsServer):
@@ -94,3 +98,45 @@ async def test_a_service_that_lost_its_connection_for_good_ends(
             server.start()
         code = await asyncio.to_thread(process.wait, 30)
         assert code == GONE, (tmp_path / "log").read_text()
+
+
+async def test_a_bus_that_is_away_while_a_service_opens_only_delays_it(tmp_path: Path) -> None:
+    """What opens and what starts the subscribers is tried again."""
+    failed: list[Exception] = []
+    down = asyncio.Event()
+    with nats_server(tmp_path / "nats") as plain:
+
+        async def open_ledger(bus: Bus, _mirror: Mirror) -> None:
+            if not failed:
+                plain.kill()
+                down.set()
+            try:
+                await bus.bucket("ledger")
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        async def mark(_event: Event, _work: Work) -> list[Event]:
+            return []
+
+        service = Service("trainer", service_settings(plain, tmp_path), roles={"trainer": (mark, 1)})
+        service.on_open(open_ledger)
+        async with connected(plain, tmp_path) as bus:
+            serving_it = asyncio.create_task(service.serve())
+            await asyncio.wait_for(down.wait(), 20)
+
+            async def seen() -> bool:
+                return bool(failed)
+
+            await until(seen)
+            plain.start()
+
+            async def opened() -> bool:
+                assert not serving_it.done(), serving_it.exception()
+                return service._problems == []
+
+            await until(opened, seconds=60)
+            assert isinstance(failed[0], RetryableError)
+            service.stop()
+            await serving_it
+            assert await bus.last_seq() == 0

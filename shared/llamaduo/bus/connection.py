@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy as ConsumerAck
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
@@ -62,6 +62,17 @@ def headers_of(event: Event) -> dict[str, str]:
 def inbox_prefix_of(name: str) -> str:
     """Where replies to this client go; one prefix a service, so that users can be kept from each other's."""
     return f"_INBOX_{name}".replace(".", "_")
+
+
+@contextlib.contextmanager
+def _bus_is_there() -> Iterator[None]:
+    """Turns the client's errors into RetryableError, but for what is not there and will not come by itself."""
+    try:
+        yield
+    except NotFoundError:
+        raise
+    except (TimeoutError, NatsError) as error:
+        raise RetryableError(f"the bus does not answer: {type(error).__name__}", delay=5) from error
 
 
 @dataclass
@@ -186,18 +197,23 @@ class Bus:
         raise RetryableError(f"the bus did not take {subject} in {PUBLISH_TRIES} tries", delay=10)
 
     async def bucket(self, name: topology.Bucket) -> KeyValue:
-        """One of the key-value buckets of the topology."""
+        """One of the key-value buckets of the topology.
+
+        NotFoundError where bootstrap has not made it yet, RetryableError when the bus stays away.
+        """
         if name not in self._buckets:
-            self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
+            with _bus_is_there():
+                self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
         return self._buckets[name]
 
     async def artifacts(self) -> ArtifactStore:
-        """The artifact store of the settings."""
+        """The artifact store of the settings; errors as with `bucket`."""
         if self._artifacts is None:
             if self.settings.artifacts_url:
                 self._artifacts = ObjectStoreArtifacts(self.settings.artifacts_url)
             else:
-                bucket = await self.js.object_store(topology.ARTIFACTS)
+                with _bus_is_there():
+                    bucket = await self.js.object_store(topology.ARTIFACTS)
                 self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
         return self._artifacts
 

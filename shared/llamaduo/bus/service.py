@@ -22,7 +22,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
-from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
+from llamaduo.bus.settling import Desk, Handler, Settling, describe, run_in_hand
+from llamaduo.errors import RetryableError
 from llamaduo.events import AnyEvent, CancelRequested
 from llamaduo.settings import ServiceSettings
 from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
@@ -173,9 +174,20 @@ class Service:
         await self._wait_for_topology(bus)
         await mirror.start()
         for action in self._opening:
-            await action(bus, mirror)
+            await self._patiently(functools.partial(action, bus, mirror))
         self._subscribe(bus)
-        await bus.broker.start()
+        for subscriber in bus.broker.subscribers:
+            await self._patiently(subscriber.start)
+
+    async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do this step of opening; again for as long as the bus is away."""
+        while True:
+            try:
+                return await step()
+            except (NatsError, TimeoutError, RetryableError) as error:
+                log.warning("opening is put off: %s", describe(error))
+                self._problems = [f"opening is put off: {describe(error)}"]
+            await asyncio.sleep(min(1.0, self.timing.tick))
 
     def _subscribe(self, bus: Bus) -> None:
         for durable, _ in self._roles.values():
@@ -222,8 +234,8 @@ class Service:
             await bus.bucket("work")
         except NotFoundError:
             problems.append("bucket work does not exist: run `llamaduo bootstrap`")
-        except (NatsError, APIError, TimeoutError) as error:
-            return [f"the bus does not answer: {type(error).__name__}"]
+        except RetryableError as error:
+            return [str(error)]
         return problems
 
     async def _watch(self, bus: Bus, mirror: Mirror) -> None:
