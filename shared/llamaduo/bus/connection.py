@@ -16,6 +16,7 @@ from faststream.security import SASLPlaintext
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy as ConsumerAck
 from nats.js.api import ConsumerConfig, DeliverPolicy
@@ -26,7 +27,7 @@ from llamaduo.bus import topology
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.trace import traceparent
-from llamaduo.errors import BadEvent, RetryableError
+from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
 from llamaduo.settings import BusSettings
 
@@ -171,7 +172,7 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away.
+        RetryableError when the bus stays away, PermanentError where the event is too large for it.
         """
         subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
@@ -189,6 +190,8 @@ class Bus:
             try:
                 ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
                 return not ack.duplicate
+            except MaxPayloadError as error:
+                raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
             except (TimeoutError, NatsError) as error:
                 if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
                     raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error

@@ -22,8 +22,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
-from llamaduo.bus.settling import Desk, Handler, Settling, describe, run_in_hand
-from llamaduo.errors import RetryableError
+from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
+from llamaduo.errors import RetryableError, describe
 from llamaduo.events import AnyEvent, CancelRequested
 from llamaduo.settings import ServiceSettings
 from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
