@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 from nats.errors import Error as NatsError
 
+from llamaduo.artifacts import put_bytes
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import list_dead
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import Lease
+from llamaduo.datasets import Row, dump_rows
 from llamaduo.errors import NotYet, PermanentError, RetryableError
 from llamaduo.events import AdapterTrained, DatasetReady, Event, WorkFailed
 from llamaduo.settings import BusSettings, ServiceSettings
-from tests.loop.test_settling import Trainer, dataset, idle, seen, trained, trainer
+from services.trainer.app import build as build_trainer
+from services.trainer.settings import TrainerSettings
+from tests.loop.test_settling import DIGEST, Trainer, dataset, idle, seen, trained, trainer
+from tests.simulated import requested
 from tests.support import NatsServer, connected, nats_server, service_settings, serving, until
 
 
@@ -59,6 +64,27 @@ async def test_a_finished_job_is_kept_through_an_outage(
         await until(lambda: seen(bus, AdapterTrained))
         await until(lambda: idle(bus))
         assert calls == 1
+
+
+async def test_a_trainings_checkpoints_outlive_its_commit_and_go_with_the_next_job(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    """A commit that fails must find the training where it was, not at its beginning."""
+    settings = TrainerSettings.model_validate(
+        {"nats_url": server.url, "profile": "faults", "state_dir": tmp_path, "training_engine": "fake"}
+    )
+    async with connected(server, tmp_path) as bus, serving(build_trainer(settings)):
+        row = Row(id="a", messages=[{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}])
+        rows = await put_bytes(await bus.artifacts(), dump_rows([row]), "application/x-ndjson")
+        await bus.publish(requested())
+        for number in range(2):
+            asked = DatasetReady(
+                migration="m-1", round=number, splits={"train": rows}, rows={"train": 1}, digest=DIGEST
+            )
+            await bus.publish(asked)
+            await until(lambda number=number: seen(bus, AdapterTrained, number + 1))  # type: ignore[misc]
+            await until(lambda: idle(bus))
+            assert [folder.name for folder in (tmp_path / "training").iterdir()] == [asked.id]
 
 
 async def test_what_is_too_large_for_the_bus_is_given_up_at_once(server: NatsServer, tmp_path: Path) -> None:

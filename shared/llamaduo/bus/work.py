@@ -158,6 +158,12 @@ async def claim(
     return Lease(bucket, key, Run(mine, revision), seconds)
 
 
+async def is_done(bucket: KeyValue, key: str) -> bool:
+    """Whether the results of a job have been committed."""
+    entry = await bucket.get(key)
+    return entry is not None and Record.model_validate_json(entry.value).state == "done"
+
+
 async def excuse(bucket: KeyValue, key: str) -> None:
     """Note that a delivery of a job that is not leased was handed back, and was no failed try."""
     while True:
