@@ -23,7 +23,7 @@ from llamaduo.events import AdapterTrained, DatasetReady, Event, WorkFailed
 from llamaduo.settings import BusSettings, ServiceSettings
 from services.trainer.app import build as build_trainer
 from services.trainer.settings import TrainerSettings
-from tests.loop.test_settling import DIGEST, Trainer, dataset, idle, seen, trained, trainer
+from tests.loop.test_settling import Trainer, dataset, idle, seen, trained, trainer
 from tests.simulated import requested
 from tests.support import NatsServer, connected, nats_server, service_settings, serving, until
 
@@ -78,9 +78,7 @@ async def test_a_trainings_checkpoints_outlive_its_commit_and_go_with_the_next_j
         rows = await put_bytes(await bus.artifacts(), dump_rows([row]), "application/x-ndjson")
         await bus.publish(requested())
         for number in range(2):
-            asked = DatasetReady(
-                migration="m-1", round=number, splits={"train": rows}, rows={"train": 1}, digest=DIGEST
-            )
+            asked = dataset(number=number).model_copy(update={"splits": {"train": rows}, "rows": {"train": 1}})
             await bus.publish(asked)
             await until(lambda number=number: seen(bus, AdapterTrained, number + 1))  # type: ignore[misc]
             await until(lambda: idle(bus))
