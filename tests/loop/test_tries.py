@@ -13,7 +13,8 @@ from nats.errors import Error as NatsError
 from llamaduo.artifacts import put_bytes
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
-from llamaduo.bus.dead_letters import list_dead
+from llamaduo.bus.dead_letters import list_dead, replay
+from llamaduo.bus.kv import NatsKeyValue
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import Lease
@@ -176,6 +177,31 @@ async def test_a_user_who_may_read_his_own_inbox_only_gets_his_messages(tmp_path
         await bus.close()
     finally:
         server.stop()
+
+
+async def test_a_letter_is_put_back_while_its_job_is_still_being_given_up(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Trainer(PermanentError("never"), 0)
+    async with connected(server, tmp_path) as bus, serving(trainer(server, tmp_path, handler)):
+        await bus.publish(dataset())
+        await until(lambda: seen(bus, WorkFailed))
+        await until(lambda: idle(bus))
+        update = NatsKeyValue.update
+        late = [True]
+
+        async def overtaken(self: NatsKeyValue, key: str, value: bytes, revision: int) -> int:
+            if late and late.pop():
+                entry = await self.get(key)
+                assert entry is not None
+                await update(self, key, entry.value, entry.revision)
+            return await update(self, key, value, revision)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(NatsKeyValue, "update", overtaken)
+            await replay(bus, (await list_dead(bus))[0])
+        await until(lambda: seen(bus, AdapterTrained))
+        assert late == []
 
 
 async def test_dead_letters_of_a_recreated_stream_are_others(server: NatsServer, tmp_path: Path) -> None:
