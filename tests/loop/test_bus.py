@@ -76,6 +76,22 @@ async def test_a_publish_that_cannot_be_stored_is_an_error_and_not_silence(
             await bus.publish(dataset(0))
 
 
+@pytest.mark.parametrize("away", ["server killed", "connection closed"])
+async def test_publishing_while_the_bus_is_away_is_a_retryable_error(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    """Whoever publishes, the verdict's clock for one, need not know the client's own errors."""
+    monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TRIES", 2)
+    monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TIMEOUT_S", 0.3)
+    async with connected(server, tmp_path) as bus:
+        if away == "server killed":
+            server.kill()
+        else:
+            await bus.client.close()
+        with pytest.raises(RetryableError):
+            await bus.publish(dataset(0))
+
+
 async def test_the_log_is_replayed_in_order_and_followed_through_a_server_restart(
     server: NatsServer, tmp_path: Path
 ) -> None:

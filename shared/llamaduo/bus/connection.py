@@ -192,7 +192,7 @@ class Bus:
                 return not ack.duplicate
             except MaxPayloadError as error:
                 raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
-            except (TimeoutError, NatsError) as error:
+            except (OSError, NatsError) as error:  # a TimeoutError is an OSError
                 if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
                     raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
                 log.warning("publishing %s failed (%s), trying again", subject, type(error).__name__)
