@@ -14,6 +14,7 @@ from llamaduo.events import (
     AdapterPromoted,
     AdapterTrained,
     Candidate,
+    Command,
     DatasetReady,
     EvalFailed,
     EvalPassed,
@@ -278,7 +279,8 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
     """A dead letter that this migration cannot go on without, as a sentence."""
     for failure in view.failures:
         event = view.events.get(failure.job)
-        if event is None:  # garbage that names this migration stops nobody
+        # Garbage that names this migration stops nobody, nor does an operator's command that cannot be carried out.
+        if event is None or isinstance(event, Command):
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")

@@ -99,3 +99,9 @@ class BudgetExhausted(LlamaDuoError):
 
 class LeaseLost(LlamaDuoError):
     """Another process owns this job now: stop the work, publish nothing, settle nothing."""
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line: its kind and text."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

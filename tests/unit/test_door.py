@@ -79,6 +79,8 @@ SPECS: list[tuple[str, str, str]] = [
     ("recipe:", "seed: 4294967296\nrecipe:", "12: seed: must be at most 4294967295, not 4294967296"),
     ("steps: 80", "steps: yes",
      "13: recipe.steps: must be a whole number, not true (yes, on and true are one value in YAML)"),
+    ("recipe:", "generation: {answers: 16}\nmarking: {shard_rows: 100}\nrecipe:",
+     "13: marking.shard_rows: 100 rows of 16 answers are more than the 1000 of a shard (at most 62)"),
     ("steps: 80", "steps: many", "13: recipe.steps: must be a whole number, not 'many'"),
     ("steps: 80", "steps: 0", "13: recipe.steps: must be at least 1, not 0"),
     ("steps: 80", "dropout: 1", "13: recipe.dropout: must be below 1, not 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.kv import KeyConflict
 from llamaduo.bus.topology import DEAD_LETTERS
 from llamaduo.bus.work import Record
 from llamaduo.errors import UserInputError
@@ -126,13 +128,14 @@ async def _free_job(bus: Bus, dead: DeadLetter) -> None:
         return
     bucket = await bus.bucket("work")
     key = f"{dead.consumer}.{event_id}"
-    entry = await bucket.get(key)
-    if entry is None:
-        return
-    record = Record.model_validate_json(entry.value)
-    if record.state != "done":
+    while (entry := await bucket.get(key)) is not None:
+        record = Record.model_validate_json(entry.value)
+        if record.state == "done":
+            return
         fresh = record.model_copy(update={"state": "free", "until": 0.0, "releases": record.starts})
-        await bucket.update(key, fresh.model_dump_json().encode(), entry.revision)
+        with contextlib.suppress(KeyConflict):  # whoever gave it up may be writing that down just now
+            await bucket.update(key, fresh.model_dump_json().encode(), entry.revision)
+            return
 
 
 async def drop(bus: Bus, dead: DeadLetter) -> None:
