@@ -17,9 +17,19 @@ LlamaDuoError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamaduo.events import CallCounts
+
 
 class LlamaDuoError(Exception):
-    """Root of all errors that LlamaDuo raises on purpose."""
+    """Root of all errors that LlamaDuo raises on purpose.
+
+    `calls` is what the work that ended so had bought: it has no result to say it.
+    """
+
+    calls: CallCounts | None = None
 
 
 class UserInputError(LlamaDuoError):

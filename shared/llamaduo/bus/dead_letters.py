@@ -17,7 +17,7 @@ from llamaduo.bus.kv import KeyConflict
 from llamaduo.bus.topology import DEAD_LETTERS
 from llamaduo.bus.work import Record
 from llamaduo.errors import UserInputError
-from llamaduo.events import AnyEvent, WorkFailed
+from llamaduo.events import AnyEvent, CallCounts, WorkFailed
 from llamaduo.identity import identity
 
 
@@ -36,7 +36,16 @@ class DeadLetter:
     body: bytes
 
 
-async def bury(bus: Bus, message: Msg, event: AnyEvent | None, *, reason: str, tries: int, source: str) -> None:
+async def bury(
+    bus: Bus,
+    message: Msg,
+    event: AnyEvent | None,
+    *,
+    reason: str,
+    tries: int,
+    source: str,
+    calls: CallCounts | None = None,
+) -> None:
     """Keep a message with its body and reason, and say so in the log. `event` is None where it is none of ours.
 
     The id holds stream, sequence number, time and consumer: a recreated stream counts from 1 again, and two
@@ -67,6 +76,7 @@ async def bury(bus: Bus, message: Msg, event: AnyEvent | None, *, reason: str, t
         attempts=tries,
         dead_letter=letter,
         source=source,
+        calls=calls or CallCounts(),
     )
     await bus.publish(failed)
 

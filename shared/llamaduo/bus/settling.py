@@ -39,6 +39,7 @@ from llamaduo.errors import (
 from llamaduo.events import (
     AnyEvent,
     BudgetRefused,
+    CallCounts,
     Event,
     PromoteRequested,
     RollbackRequested,
@@ -274,7 +275,7 @@ class Message:
             tries = max(1, self.raw.metadata.num_delivered - await excused(bucket, self._key(event)))
             if isinstance(error, PermanentError) or tries >= self.durable.attempts:
                 log.exception("%s gives up on %s", self.durable.name, event.type)
-                await self._dead_letter(event, describe(error), tries)
+                await self._dead_letter(event, describe(error), tries, getattr(error, "calls", None))
             else:
                 log.warning("%s: %s: %s, trying again", self.durable.name, event.type, describe(error))
                 await self._nack(self._delay(tries))
@@ -326,7 +327,8 @@ class Message:
         except BudgetExhausted as error:
             outcome = "budget"
             refused = {"what": error.what, "limit": error.limit, "spent": error.spent}
-            results = [BudgetRefused(migration=event.migration, job=event.id, **refused)]
+            bought = error.calls or CallCounts()
+            results = [BudgetRefused(migration=event.migration, job=event.id, calls=bought, **refused)]
         except asyncio.CancelledError:
             outcome = "handed_back"
             handling.cancel()
@@ -362,7 +364,7 @@ class Message:
 
     async def _give_up(self, event: AnyEvent, lease: Lease, error: Exception, tries: int) -> None:
         log.error("%s gives up on %s: %s", self.durable.name, event.type, describe(error))
-        await self._dead_letter(event, describe(error), tries)
+        await self._dead_letter(event, describe(error), tries, getattr(error, "calls", None))
         with contextlib.suppress(LeaseLost):
             await lease.release(counted=True)
 
@@ -391,7 +393,17 @@ class Message:
         with contextlib.suppress(Exception):
             await self.raw.nak(delay=delay if delay > 0 else None)
 
-    async def _dead_letter(self, event: AnyEvent | None, reason: str, tries: int) -> None:
+    async def _dead_letter(
+        self, event: AnyEvent | None, reason: str, tries: int, calls: CallCounts | None = None
+    ) -> None:
         desk = self.desk
-        await bury(desk.bus, self.raw, event, reason=reason, tries=tries, source=f"{desk.service}/{desk.replica}")
+        await bury(
+            desk.bus,
+            self.raw,
+            event,
+            reason=reason,
+            tries=tries,
+            source=f"{desk.service}/{desk.replica}",
+            calls=calls,
+        )
         await self.raw.term()
