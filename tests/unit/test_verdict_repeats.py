@@ -141,6 +141,27 @@ def test_an_evaluator_that_never_marks_again_is_a_named_stop() -> None:
     assert stops and "again" in stops[0].reason  # type: ignore[attr-defined]
 
 
+def test_an_evaluator_that_works_through_a_queue_of_repeats_is_not_silent() -> None:
+    view = fold([requested(marking={"repeats": 2}), dataset(0), trained(0)])
+    asked = [e for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"]
+    for one in asked[:2]:
+        answer = generated(one).model_copy(update={"at": START})
+        first = _scored(answer, settled(1, 0.72), 0).model_copy(update={"at": START})
+        assert answer.responses is not None
+        again = MarksRequested(
+            **answer.place(), evaluator="exact-match", repeat=1, responses=answer.responses, at=START
+        )
+        for event in (answer, first, again):
+            view.add(event)
+    late = START + timedelta(minutes=56)
+    view.add(_scored(generated(asked[0]), settled(1, 0.72), 1).model_copy(update={"at": late}))
+    stops = [
+        [e.type for e in due(view, START + timedelta(minutes=minutes)) if e.type == "migration.stopped"]
+        for minutes in (61, 117)
+    ]
+    assert stops == [[], ["migration.stopped"]]
+
+
 def _scored(answer: Any, draw: Draw, repeat: int) -> EvalScored:
     rows = row_names(answer, 25, 200 if answer.split == "test" else 50)
     return EvalScored(
