@@ -78,6 +78,34 @@ def test_a_part_with_too_few_rows_is_asked_nothing() -> None:
     assert decide(gate(decides=True, min_rows=20), local).verdict == "passed"
 
 
+def test_a_floor_that_no_row_is_asked_about_is_an_error_and_never_a_pass() -> None:
+    local = shards(2, german=0.95)
+    for scored in local.values():
+        scored[0] = scored[0].model_copy(update={"slices": {}})
+    assert decide(gate(), local).verdict == "passed"
+    with pytest.raises(ValueError, match="no marked test row has a value"):
+        decide(gate(decides=True), local)
+
+
+def test_marking_again_does_not_pass_a_round_by_a_part_that_it_has_not_come_to() -> None:
+    """Repeats of English rows are all right, and sure of the gate long before the last shard, the only German one."""
+    local = {}
+    for shard, (scored,) in shards(0, german=1.0).items():
+        right, where = (0.7, "de") if shard == 7 else (0.8, "en")
+        marks = [m.model_copy(update={"value": float(n * 7 % 25 / 25 < right)}) for n, m in enumerate(scored.marks)]
+        rows = {"language": {mark.row: where for mark in marks}}
+        once = scored.model_copy(update={"marks": marks, "noisy": True, "slices": rows})
+        again = marks if where == "de" else [mark.model_copy(update={"value": 1.0}) for mark in marks]
+        local[shard] = [once, *(once.model_copy(update={"marks": again, "repeat": n}) for n in range(1, 5))]
+    spec = {**SPEC, "marking": {"repeats": 4, "failures_wanted": 0}}
+    free, bound = (
+        judge_round(MigrationSpec.model_validate({**spec, "gate": rule}), 0, 8, local, {})
+        for rule in (gate(0.8), gate(0.8, decides=True))
+    )
+    assert free.verdict == "passed" and "certain after" in free.note
+    assert bound.verdict == "undecided" and "200 prompts were marked again" in bound.note
+
+
 @pytest.mark.parametrize("parts", [2, 8])
 def test_parts_at_their_floor_fail_a_round_no_more_often_than_was_promised(parts: int) -> None:
     wrong = 0
