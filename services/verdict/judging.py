@@ -9,7 +9,7 @@ from typing import Literal
 
 from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
 from llamaduo.migrations.intervals import from_unit, to_unit
-from llamaduo.migrations.resolution import alpha_of_round
+from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.criteria import Criterion, criteria_of
 from services.verdict.marks import MetricKey, RowMarks, ranges_of, rows_of
@@ -69,12 +69,11 @@ def judge_round(
     such look is one more chance to be wrong: they share the round's error.
     """
     noisy = noisy_evaluators(local)
-    looks = 1 + (spec.marking.repeats if noisy else 0)
-    alpha = alpha_of_round(spec.gate.confidence, number) / looks
-    samples, most = spec.generation.answers, looks - 1
+    alpha = alpha_of_look(spec, number, noisy)
+    samples, most = spec.generation.answers, spec.marking.repeats if noisy else 0
     first = Look(spec, alpha, marked_again(local, [], 0), service)
     outcome = first.outcome(of, spec.marking.failures_wanted)
-    for repeat in range(1, looks):
+    for repeat in range(1, most + 1):
         if outcome.verdict != "undecided" or not first.trusted:
             return outcome
         if not could_decide(first.criteria, None, repeats=most, samples=samples, alpha=alpha):

@@ -14,7 +14,7 @@ from llamaduo.events import EvalScored, MarkedSplit, MetricRange
 from llamaduo.migrations.agreement import krippendorff_alpha, noise_of, repeated_marks
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import mean_by_row, scales_of, wilson
-from llamaduo.migrations.resolution import alpha_of_round, prompts_for, smallest_gap, spread_of
+from llamaduo.migrations.resolution import alpha_of_look, prompts_for, smallest_gap, spread_of
 from llamaduo.migrations.spec import MigrationSpec
 
 PAPER_ANSWERS, PAPER_MARKS = 4, 10
@@ -137,7 +137,7 @@ def _scales(view: MigrationView, evaluator: str) -> Mapping[str, MetricRange]:
 def _resolution(view: MigrationView, spec: MigrationSpec, number: int) -> list[ResolutionPart]:
     data = view.dataset(number)
     prompts = data.rows.get("test", 0) if data else 0
-    alpha = alpha_of_round(spec.gate.confidence, number)
+    alpha = alpha_of_look(spec, number, {event.evaluator for event in view.of_type(EvalScored) if event.noisy})
     parts = []
     for evaluator in spec.required:
         own, service = (_by_row(view, key, "test", evaluator) for key in (f"round-{number}", "service"))
