@@ -14,7 +14,6 @@ from services.judge import json_schema, label_accuracy, tool_call
 from services.judge.catalogue import NAMES, make
 from tests.unit.judge_tasks import row, task
 
-
 FREE = [name for name in NAMES if make(name, None).cost_per_row == "free"]
 
 

@@ -22,6 +22,7 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report_trust import trust_of
+from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.deciding import due
 from services.verdict.judging import Outcome, judge_round
@@ -126,6 +127,9 @@ def test_the_verdict_asks_for_one_shard_again_and_counts_what_that_took() -> Non
     trust = trust_of(view)
     assert trust.effort.repeats == 25 and trust.effort.saved == 3 * 200 - 25
     assert trust.noise[0].sd == 0 and trust.noise[0].answers == 25
+    (told,) = trust.resolution
+    one_look = smallest_gap(told.spread, 200, alpha_of_round(0.95, 0) / 4)
+    assert told.smallest_gap == pytest.approx(one_look, abs=1e-3)
 
 
 def test_an_evaluator_that_never_marks_again_is_a_named_stop() -> None:
