@@ -100,6 +100,16 @@ def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
         )
 
 
+def check_slices(found: SpecFile, rows: Sequence[Row]) -> None:
+    """UserInputError for a floor of a column that no row has."""
+    columns = {column for row in rows for column, value in row.meta.items() if value is not None}
+    for column in found.spec.gate.slices:
+        if column not in columns:
+            near = did_you_mean(column, sorted(columns))
+            there = f"there are {', '.join(sorted(columns)[:8])}" if columns else "rows have no other columns"
+            raise found.mistake(("gate", "slices", column), f"no row has a column {column!r}", near or there)
+
+
 def check_test_rows(found: SpecFile, rows: int) -> list[str]:
     """Notes where the test rows are few for the gate. UserInputError where not even a perfect model could pass.
 
