@@ -328,7 +328,8 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                         f"{spec.marking.silent_after_s:g} s: is it running?"
                     )
     for asked in view.of_type(MarksRequested):
-        if view.decision(asked.candidate.round or 0) is not None or now - max(asked.at, resumed) < limit:
+        since = max(asked.at, resumed, busy.get(asked.evaluator) or resumed)
+        if view.decision(asked.candidate.round or 0) is not None or now - since < limit:
             continue
         marked = view.scored(asked.candidate.key, asked.split, asked.evaluator).get(asked.shard, [])
         if not any(scored.repeat == asked.repeat for scored in marked):

@@ -14,6 +14,7 @@ from llamaduo.cli.spec_checks import (
     check_gate,
     check_keys,
     check_providers,
+    check_slices,
     check_splits,
     check_test_rows,
     check_tools,
@@ -109,6 +110,7 @@ def prepare(
     coverage = sound(found.spec.coverage, found.spec.columns, skip_bad=skip_bad)
     rows = list(coverage.rows.values())
     check_tools(found, rows)
+    check_slices(found, rows)
     check_splits(found, len(rows))
     notes += check_test_rows(found, len(rows))
     notes += doubtful_evaluators(found)

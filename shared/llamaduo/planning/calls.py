@@ -8,12 +8,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, PAIRWISE
+from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, NOISY, PAIRWISE
 from llamaduo.events import Split
 from llamaduo.migrations.best_case import fewest_rows
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.planned_rows import planned_calls
-from llamaduo.migrations.resolution import alpha_of_round
+from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.planning.sizes import Sizes
 
@@ -157,5 +157,5 @@ def rows_of_an_early_pass(spec: MigrationSpec, test: int) -> int:
         scale = METRICS.get(evaluator, {}).get(metric)
         if scale is None:
             return test
-        needed.append(fewest_rows(to_unit(threshold, scale), alpha_of_round(spec.gate.confidence, 0)) or test)
+        needed.append(fewest_rows(to_unit(threshold, scale), alpha_of_look(spec, 0, NOISY)) or test)
     return min(test, max(needed))
