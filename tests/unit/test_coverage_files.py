@@ -389,3 +389,18 @@ def test_fetched_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert read_coverage("hf://o/n@v1") == [PLAIN, WITH_SYSTEM]
     with pytest.raises(UserInputError, match=r"no file of the split 'test'; its files: train\.jsonl"):
         fetched("hf://o/n@v1/test")
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Unreachable(Exception):
+        """As of the Hub client's HTTP library: of none of Python's own kinds."""
+
+    class Api:
+        def list_repo_files(self, *_: object, **__: object) -> list[str]:
+            raise Unreachable("Name or service not known\nand more")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(UserInputError, match=r"^hf://o/n: could not be fetched: Name or service not known$"):
+        fetched("hf://o/n")
