@@ -139,7 +139,7 @@ def check(
     version: CheckerVersion = "1",
     timeout: Timeout = 10.0,
     rows: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="A coverage dataset to try it on; its own answers and an empty one are marked."),
     ] = None,
 ) -> None:
