@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,9 +143,15 @@ SPECS: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("there", "instead", "line"), SPECS)
 def test_a_broken_spec_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str, instead: str, line: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    there: str,
+    instead: str,
+    line: str,
 ) -> None:
     assert there in GOOD
+    monkeypatch.setitem(sys.modules, "pydantic_ai.providers.groq", None)  # whatever is installed here
     (tmp_path / "model").mkdir()
     path = write(tmp_path, GOOD.replace(there, instead, 1))
     assert said(["migrate", str(path)], capsys) == f"{path}:{line.replace('{folder}', str(tmp_path))}"

@@ -19,7 +19,7 @@ from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
 from llamaduo.names import did_you_mean
-from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_variables
+from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_sources, key_variables
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
@@ -206,16 +206,16 @@ def check_keys(
     notes: list[str] = []
     for role, llm in found.spec.llms:
         variables = key_variables(llm)
-        accepted = [*variables, f"{llm.api_key_env}_FILE"] if llm.api_key_env in variables else list(variables)
+        accepted = key_sources(llm)
         # Nobody can tell for a provider that takes its credentials from elsewhere.
         if not accepted or (of_services is not None and set(accepted) & set(of_services)):
             continue
         here = [name for name in accepted if environment.get(name)]
+        named = " or ".join(variables)
         if llm.base_url is not None:
             if not here:
-                notes.append(f"{role}: {llm.api_key_env} is not set; {llm.base_url} will be called without a key")
+                notes.append(f"{role}: {named} is not set; {llm.base_url} will be called without a key")
             continue
-        named = " or ".join(variables)
         if not here:
             message = f"the environment variable {named} is not set"
             hint = f"export {variables[0]}=… before `llamaduo up` and this command"

@@ -97,13 +97,32 @@ def prepare(
     keys_needed: bool = True,
     skip_bad: bool = False,
 ) -> Submission:
-    """Read and check a spec and its dataset. UserInputError for the first thing that would not work.
+    """Read and check a spec and its dataset, see `check`."""
+    return check(
+        with_overrides(read_spec(path), overrides or Overrides()),
+        number=number,
+        environment=environment,
+        key_names_of_services=key_names_of_services,
+        keys_needed=keys_needed,
+        skip_bad=skip_bad,
+    )
+
+
+def check(
+    found: SpecFile,
+    *,
+    number: int = 1,
+    environment: Mapping[str, str],
+    key_names_of_services: list[str] | None = None,
+    keys_needed: bool = True,
+    skip_bad: bool = False,
+) -> Submission:
+    """Check a spec and its dataset. UserInputError for the first thing that would not work.
 
     `key_names_of_services`: the key variables that running services have, where that is known. Keys come last, so
     that a missing one hides nothing; where they are not needed yet it is only a note. `skip_bad`: go on without the
     dataset's bad lines.
     """
-    found = with_overrides(read_spec(path), overrides or Overrides())
     check_gate(found)
     check_providers(found)
     notes = check_base_model(found)
