@@ -21,7 +21,9 @@ demo: setup ## a whole migration on this machine, no key and no GPU, to its end
 
 test: setup ## all tests, one small loop with real training and real vLLM among them
 	$(PY) -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/compose
-	$(PY) -m pytest tests/loop tests/faults
+	$(PY) -m pytest -n 2 --dist loadfile -m "not vllm and not training" tests/loop
+	$(PY) -m pytest -m "vllm or training" tests/loop
+	$(PY) -m pytest tests/faults
 
 test-fast: setup-main ## the tests that start no model and no container
 	$(PY) -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/compose
