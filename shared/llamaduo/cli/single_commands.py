@@ -131,16 +131,17 @@ def generate(
     own_key = None if url else api_key_env
     prepared = _prepared(spec, service_llm, service_llm_url, own_key, skip_bad=skip_bad)
     check_out("--out", out, _inputs(spec, prepared))
+    task = task_id(prepared.spec, prepared.rows)
     folder, environment, engine = _folder(), step_environment(os.environ, None), None
     if url is None:
         _check_keys(prepared, "service_llm")
     else:
         key = api_key_env or ENGINE_KEY
         engine = run(own_engine(url, model, key, concurrency))
-        folder = folder / f"engine-{identity(engine.base_url or '', engine.model)[:16]}"
+        folder = folder / f"engine-{identity(task, engine.base_url or '', engine.model)[:16]}"
         environment = step_environment(os.environ, [key])
     asked = AnswersAsked(
-        task=task_id(prepared.spec, prepared.rows),
+        task=task,
         folder=folder,
         spec=prepared.spec,
         coverage=prepared.rows,
