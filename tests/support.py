@@ -89,6 +89,55 @@ def nats_server(folder: Path) -> Iterator[NatsServer]:
         server.stop()
 
 
+class Proxy:
+    """A way to a server that can stall what comes from it, and break with what was on its way."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self._server = server
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self.port = 0
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server.port)
+        self._writers += [writer, to_server]
+
+        async def pump(
+            source: asyncio.StreamReader, target: asyncio.StreamWriter, gate: asyncio.Event | None
+        ) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    if gate is not None:
+                        await gate.wait()
+                    target.write(data)
+                    await target.drain()
+
+        await asyncio.gather(pump(reader, to_server, None), pump(from_server, writer, self._flowing))
+
+    def stall(self) -> None:
+        """What the server sends gets no further."""
+        self._flowing.clear()
+
+    def break_off(self) -> None:
+        """Abort all connections; what was stalled is lost. New ones flow."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers = []
+        self._flowing.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        """Listening on `port`."""
+        listening = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        self.port = listening.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            self.break_off()
+            listening.close()
+
+
 def bus_settings(server: NatsServer, folder: Path) -> BusSettings:
     """Settings for tests: fault timings, own state folder."""
     return BusSettings(nats_url=server.url, profile="faults", state_dir=folder)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, ServiceLLMRefused
 from llamaduo.evaluators import Score, Task
 from llamaduo.identity import seed_of
-from llamaduo.service_llm import Answer, Call
+from llamaduo.service_llm import Answer, Call, count_calls
 
 MAX_TOKENS = 1024
 LONGEST_REASON = 400
@@ -40,11 +40,9 @@ def abstained(metrics: Sequence[str], row: str, sample: int, reason: str) -> lis
 def raise_what_ends_the_shard(answers: Sequence[Answer | LlamaDuoError]) -> None:
     """A budget, a provider that is down, and a refusal of every call: a wrong key is no mark."""
     errors = [answer for answer in answers if isinstance(answer, LlamaDuoError)]
-    for error in errors:
-        if isinstance(error, BudgetExhausted):
-            raise error
-    for error in errors:
-        if not isinstance(error, ServiceLLMRefused):
-            raise error
-    if errors and len(errors) == len(answers):
-        raise errors[0]
+    ends: list[LlamaDuoError] = [error for error in errors if isinstance(error, BudgetExhausted)]
+    ends += [error for error in errors if not isinstance(error, ServiceLLMRefused)]
+    ends += errors if len(errors) == len(answers) else []
+    if ends:
+        ends[0].calls = count_calls(answers)
+        raise ends[0]

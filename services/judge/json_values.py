@@ -31,13 +31,11 @@ def json_value(text: str) -> Any:
         return MISSING
 
 
-def alike(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal: 1 equals 1.0, and true is no number."""
-    return not differences(one, other, "")
-
-
 def differences(expected: Any, given: Any, path: str) -> list[tuple[str, str]]:
-    """(path, kind) of each place where two JSON values differ; the path is empty where it must not be told."""
+    """(path, kind) of each place where two JSON values differ; the path is empty where it must not be told.
+
+    1 equals 1.0, and true is no number.
+    """
     if isinstance(expected, dict) and isinstance(given, dict):
         found = [
             difference

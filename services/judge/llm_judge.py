@@ -106,5 +106,5 @@ def llm_judge(client: ServiceLLMClient | None) -> Evaluator:
         metrics=built_in_evaluators.METRICS[NAME],
         score=score,
         cost_per_row="one service LLM call an answer",
-        noisy=True,
+        noisy=NAME in built_in_evaluators.NOISY,
     )

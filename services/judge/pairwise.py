@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from llamaduo.built_in_evaluators import METRICS, PAIRWISE
+from llamaduo.built_in_evaluators import METRICS, NOISY, PAIRWISE
 from llamaduo.datasets import ShardRow
 from llamaduo.errors import LlamaDuoError
 from llamaduo.evaluators import Evaluator, Score, Scored, Task
@@ -109,6 +109,7 @@ def pairwise(client: ServiceLLMClient | None) -> Evaluator:
         metrics=METRICS[NAME],
         score=score,
         cost_per_row="two service LLM calls an answer",
+        noisy=NAME in NOISY,
     )
 
 

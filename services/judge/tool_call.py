@@ -37,7 +37,10 @@ def calls_in(text: str) -> list[ToolCall]:
     parts = _TAGGED.findall(text) or [text]
     calls: list[ToolCall] = []
     for part in parts:
-        read = _read(json_value(part))
+        try:
+            read = _read(json_value(part))
+        except RecursionError:  # nested too deeply for us, and no call that anybody could make
+            read = None
         if read is None:
             return []
         calls += read

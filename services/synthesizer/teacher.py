@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, ServiceLLMRefused
+from llamaduo.events import CallCounts
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import Answer, Call, ServiceLLMClient, count_calls, parse_items, work_spans
 from services.synthesizer.asking import Pair, PairCheck, PairChecks, TeacherAnswer, TeacherPrompt
@@ -18,16 +19,18 @@ class ServiceTeacher:
     ) -> None:
         self._client, self._llm, self._budgets = client, llm, budgets
         self._migration, self._job = migration, job
+        self._bought = CallCounts()
 
     async def ask(self, prompts: list[TeacherPrompt]) -> list[TeacherAnswer]:
         """Ask all of `prompts`; what can never be answered is an error in its place, all else is raised."""
         results = await self._client.ask_all([self._call(prompt) for prompt in prompts], self._budgets)
-        for result in results:
-            if isinstance(result, BudgetExhausted):
-                raise result
-        for result in results:
-            if isinstance(result, LlamaDuoError) and not isinstance(result, ServiceLLMRefused):
-                raise result
+        self._bought += count_calls(results)
+        failed = [result for result in results if isinstance(result, LlamaDuoError)]
+        ends: list[LlamaDuoError] = [one for one in failed if isinstance(one, BudgetExhausted)]
+        ends += [one for one in failed if not isinstance(one, ServiceLLMRefused)]
+        if ends:
+            ends[0].calls = self._bought
+            raise ends[0]
         return [_answer(prompt, result) for prompt, result in zip(prompts, results, strict=True)]
 
     def _call(self, prompt: TeacherPrompt) -> Call:

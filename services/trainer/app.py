@@ -11,9 +11,11 @@ from pathlib import Path
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import ResolvedBase, resolve
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.kv import KeyValue
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
+from llamaduo.bus.work import is_done
 from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, WorkSpan
 from llamaduo.identity import adapter_digest
@@ -46,6 +48,7 @@ class Trainer:
         spec = view.spec
         assert spec is not None
         store = await work.bus.artifacts()
+        await clear(folder.parent, await work.bus.bucket("work"), work.role)
         base = await self._base(spec)
         job = await prepare(event, spec, base, store, folder)
         loop = asyncio.get_running_loop()
@@ -60,9 +63,7 @@ class Trainer:
             task.add_done_callback(told.discard)
 
         result = await self._engine.train(job, tell)
-        trained = await announce(event, spec, base, store, job, result)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        return [trained]
+        return [await announce(event, spec, base, store, job, result)]
 
     async def tidy(self, _bus: Bus, _mirror: Mirror) -> None:
         """Remove what ended migrations left behind; goes on for ever."""
@@ -77,6 +78,13 @@ class Trainer:
             return await resolve(spec.base_model, self._settings.state_dir.resolve() / "models")
         except UserInputError as error:
             raise PermanentError(str(error)) from error
+
+
+async def clear(folder: Path, jobs: KeyValue, role: str) -> None:
+    """Remove what jobs that are done have left. Not at their own end: until the commit a checkpoint may be needed."""
+    for left in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if await is_done(jobs, f"{role}.{left.name}"):
+            await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
 
 
 async def prepare(

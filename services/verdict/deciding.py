@@ -14,6 +14,7 @@ from llamaduo.events import (
     AdapterPromoted,
     AdapterTrained,
     Candidate,
+    Command,
     DatasetReady,
     EvalFailed,
     EvalPassed,
@@ -278,7 +279,8 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
     """A dead letter that this migration cannot go on without, as a sentence."""
     for failure in view.failures:
         event = view.events.get(failure.job)
-        if event is None:  # garbage that names this migration stops nobody
+        # Garbage that names this migration stops nobody, nor does an operator's command that cannot be carried out.
+        if event is None or isinstance(event, Command):
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
@@ -326,7 +328,8 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                         f"{spec.marking.silent_after_s:g} s: is it running?"
                     )
     for asked in view.of_type(MarksRequested):
-        if view.decision(asked.candidate.round or 0) is not None or now - max(asked.at, resumed) < limit:
+        since = max(asked.at, resumed, busy.get(asked.evaluator) or resumed)
+        if view.decision(asked.candidate.round or 0) is not None or now - since < limit:
             continue
         marked = view.scored(asked.candidate.key, asked.split, asked.evaluator).get(asked.shard, [])
         if not any(scored.repeat == asked.repeat for scored in marked):

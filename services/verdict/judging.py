@@ -9,7 +9,7 @@ from typing import Literal
 
 from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
 from llamaduo.migrations.intervals import from_unit, to_unit
-from llamaduo.migrations.resolution import alpha_of_round
+from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.criteria import Criterion, criteria_of
 from services.verdict.marks import MetricKey, RowMarks, ranges_of, rows_of
@@ -69,12 +69,11 @@ def judge_round(
     such look is one more chance to be wrong: they share the round's error.
     """
     noisy = noisy_evaluators(local)
-    looks = 1 + (spec.marking.repeats if noisy else 0)
-    alpha = alpha_of_round(spec.gate.confidence, number) / looks
-    samples, most = spec.generation.answers, looks - 1
+    alpha = alpha_of_look(spec, number, noisy)
+    samples, most = spec.generation.answers, spec.marking.repeats if noisy else 0
     first = Look(spec, alpha, marked_again(local, [], 0), service)
     outcome = first.outcome(of, spec.marking.failures_wanted)
-    for repeat in range(1, looks):
+    for repeat in range(1, most + 1):
         if outcome.verdict != "undecided" or not first.trusted:
             return outcome
         if not could_decide(first.criteria, None, repeats=most, samples=samples, alpha=alpha):
@@ -87,13 +86,14 @@ def judge_round(
             noise = noise_by_metric(scored, first.ranges)
             return could_decide(first.criteria, noise, repeats=most, samples=samples, alpha=alpha)
 
-        again = Look(spec, alpha, marked, service).outcome(of, 0, worth)
+        again = Look(spec, alpha, marked, service, first.seen).outcome(of, 0, worth)
         if again.verdict == "waiting":
             return replace(again, repeat=repeat, noisy=noisy)
         seen = [*again.seen, *first.seen[len(again.seen) :]]
         outcome = replace(outcome, seen=seen, note=f"{outcome.note}; {len(again.seen)} prompts were marked again")
         if again.verdict != "undecided":
             note = f"certain after {again.sure_after} prompts were marked again"
+            note += f"; {again.note}" if again.note else ""
             return replace(outcome, verdict=again.verdict, sure_after=len(first.seen), note=note)
         if len(again.seen) < len(first.seen):  # the judge is not noisy enough for more marks to tell anything
             return outcome
@@ -101,7 +101,7 @@ def judge_round(
 
 
 class Look:
-    """The gamblers, and what they take from one set of marks."""
+    """The gamblers, and what they take from one set of marks; `once` are the first marks where these are repeats."""
 
     def __init__(
         self,
@@ -109,8 +109,9 @@ class Look:
         alpha: float,
         local: dict[int, list[EvalScored]],
         service: dict[int, list[EvalScored]],
+        once: Sequence[RowMarks] = (),
     ) -> None:
-        self._alpha, self._local, self._service = alpha, local, service
+        self._gate, self._alpha, self._local, self._service, self._once = spec.gate, alpha, local, service, once
         self.ranges = ranges_of([s for shards in local.values() for s in shards])
         self.criteria = criteria_of(spec, self.ranges) if local else []
         self.vetoes = vetoes_of(spec, self.ranges) if local else []
@@ -136,8 +137,7 @@ class Look:
             self._take(shard, paired)
             violated = [veto for veto in self.vetoes if veto.violations]
             above = all(c.above.sure(alpha) for c in criteria) and self.trusted and not violated
-            last = shard == of - 1  # a part with few rows is asked nothing once there are no more to come
-            if not self._sure_after and above and not (self._floors.short if last else self._floors.open):
+            if not self._sure_after and above and not self._held_back(last=shard == of - 1):
                 self._sure_after = len(self.seen)
                 return self._told("passed", told(self.vetoes))
             # Failing on any criterion is as many chances to be wrong as there are criteria: they share the error.
@@ -157,6 +157,22 @@ class Look:
         if self._floors.short and all(c.above.sure(alpha) for c in criteria):
             return self._told("undecided", f"below the floor, though not for sure: {', '.join(self._floors.short)}")
         return self._told("undecided", "the test set is too small to tell: the interval holds the gate")
+
+    def _held_back(self, *, last: bool) -> Sequence[str]:
+        """Parts that do not let the round pass as yet; one with few rows is asked nothing once no more can come.
+
+        ValueError where a floor decides and no row is of any part: it would pass anything.
+        """
+        if self._once:
+            # Every row has its first marks, and a part that no repeat has come to yet must keep its floor too.
+            every = SliceFloors(self._gate, self.ranges)
+            for row in [*self.seen, *self._once[len(self.seen) :]]:
+                every.take(row)
+            return every.short
+        if last and self._floors.unseen:
+            columns = ", ".join(self._floors.unseen)
+            raise ValueError(f"slices.{columns} decides, and no marked test row has a value there")
+        return self._floors.short if last else self._floors.open
 
     def _take(self, shard: int, paired: bool) -> None:
         bars = {row.row: row for row in rows_of({shard: self._service[shard]})} if paired else {}

@@ -81,8 +81,16 @@ class SliceFloors:
 
     @property
     def open(self) -> list[str]:
-        """Parts that do not let a round pass as yet: too few rows so far, or below their floor."""
-        return [part.name for part in self._parts.values() if not part.known or part.short]
+        """What does not let a round pass as yet: parts with too few rows so far or below their floor, and columns
+        of which no part was seen.
+        """
+        return [part.name for part in self._parts.values() if not part.known or part.short] + self.unseen
+
+    @property
+    def unseen(self) -> list[str]:
+        """Columns whose floors decide and in which no row so far has a value."""
+        seen = {column for column, _ in self._parts}
+        return [column for column in self.columns if column not in seen]
 
     @property
     def short(self) -> list[str]:

@@ -27,6 +27,9 @@ METRICS: dict[str, dict[str, MetricRange]] = {
 }
 """Evaluator -> metric -> scale."""
 
+NOISY = (LLM_JUDGE, PAIRWISE)
+"""Those that ask a service LLM: asked again they may mark the same answer differently."""
+
 ALWAYS_RUN = (EXACT_MATCH, LLM_JUDGE)
 """Those that have a place on every bus and run unless they are left out."""
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import math
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -226,7 +225,7 @@ def _scores(declared: Declared, row: str, sample: int, said: Mapping[str, Any]) 
     scores = []
     for metric, limits in declared.metrics.items():
         value, why = values.get(metric), reason if isinstance(reason, str) else ""
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and limits.low <= value <= limits.high):
             value, why = None, f"the checker's {metric} is no number from {limits.low:g} to {limits.high:g}"
         elif value is None:

@@ -37,6 +37,8 @@ _MESSAGE_KEYS = ("role", "content", "weight", "tool_calls", "tool_call_id")
 # What providers add to an answer that says nothing the small model could learn.
 _ASIDE = ("annotations", "audio", "reasoning", "reasoning_content", "refusal", "function_call", "name")
 _FORMATS = ("text", "json_object", "json_schema")
+MOST_LEVELS = 100
+"""Lists and objects within each other: what lies deeper could be read here, and not be written down again."""
 
 
 class BadRow(ValueError):
@@ -54,6 +56,8 @@ def row_of(raw: Any, columns: Columns | None = None) -> Row:
     """
     if not isinstance(raw, dict):
         raise BadRow(f"a row is a JSON object, not {shown(raw)}")
+    if _is_too_deep(raw):
+        raise BadRow(f"is nested too deeply: {MOST_LEVELS} levels at most")
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -142,9 +146,24 @@ def _parsed(value: Any) -> Any:
     if not value.strip():
         return None
     try:
-        return json.loads(value)
+        parsed = json.loads(value)
     except (ValueError, RecursionError):
         return value
+    return value if _is_too_deep(parsed) else parsed
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [
+            one
+            for outer in level
+            if isinstance(outer, dict | list)
+            for one in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _tools(value: Any) -> list[dict[str, Any]] | None:

@@ -6,7 +6,7 @@ import csv
 import datetime
 import decimal
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,13 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise UserInputError(f"its header is no CSV: {error}", file=str(path), line=1) from error
-    twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
-    if twice is not None:
+    if (twice := _named_twice(header)) is not None:
         raise UserInputError(f"two columns are called {twice!r}", file=str(path), line=1)
     return header
+
+
+def _named_twice(names: Sequence[str]) -> str | None:
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
 
 
 def _wrong_cells(header: list[str], cells: list[str]) -> BadRow | None:
@@ -112,6 +115,8 @@ def parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if (twice := _named_twice(file.schema_arrow.names)) is not None:
+                raise UserInputError(f"two columns are called {twice!r}", file=str(path))
             for batch in file.iter_batches(batch_size=1000):
                 for raw in batch.to_pylist():
                     number += 1
@@ -122,8 +127,9 @@ def parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
     except (
         pyarrow.ArrowException,
         OSError,
-        ValueError,
-    ) as error:  # names or texts that are no UTF-8 are a ValueError
+        OverflowError,  # a date after the year 9999
+        ValueError,  # names or texts that are no UTF-8
+    ) as error:
         what = " ".join(str(error).split())[:200]
         raise UserInputError(f"is no Parquet file that can be read: {what}", file=str(path)) from error
 

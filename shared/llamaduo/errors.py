@@ -17,9 +17,19 @@ LlamaDuoError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamaduo.events import CallCounts
+
 
 class LlamaDuoError(Exception):
-    """Root of all errors that LlamaDuo raises on purpose."""
+    """Root of all errors that LlamaDuo raises on purpose.
+
+    `calls` is what the work that ended so had bought: it has no result to say it.
+    """
+
+    calls: CallCounts | None = None
 
 
 class UserInputError(LlamaDuoError):
@@ -99,3 +109,9 @@ class BudgetExhausted(LlamaDuoError):
 
 class LeaseLost(LlamaDuoError):
     """Another process owns this job now: stop the work, publish nothing, settle nothing."""
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line: its kind and text."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -21,6 +21,9 @@ from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerate
 from llamaduo.settings import ServiceSettings
 
 LONGEST_VALUE = 80
+LONGEST_REASON = 400
+MARKS_BYTES = 650_000
+"""For the marks of a shard: a message of the bus has 1 MiB, and calls and work spans are in it, too."""
 
 
 def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Score]) -> list[RowMark]:
@@ -47,7 +50,7 @@ def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Sc
                 sample=score.sample,
                 metric=score.metric,
                 value=score.value,
-                reason=score.reason[:400],
+                reason=score.reason[:LONGEST_REASON],
             )
         )
     marked = {(mark.row, mark.metric) for mark in marks}
@@ -65,6 +68,36 @@ def slices_of(rows: Sequence[ShardRow], columns: Iterable[str]) -> dict[str, dic
         column: {row.row: str(row.meta[column])[:LONGEST_VALUE] for row in rows if row.meta.get(column) is not None}
         for column in columns
     }
+
+
+def fitting(marks: Sequence[RowMark]) -> list[RowMark]:
+    """The marks with their reasons cut, all to one length, as far as MARKS_BYTES ask for it."""
+    length, fitted = LONGEST_REASON, list(marks)
+    while length and sum(map(_weight, fitted)) > MARKS_BYTES:
+        length = length * 3 // 4
+        fitted = [mark.model_copy(update={"reason": mark.reason[:length]}) for mark in marks]
+    return fitted
+
+
+def check_room(evaluator: Evaluator, rows: Sequence[ShardRow]) -> None:
+    """PermanentError where not even the bare marks of a shard fit into an event: asked before anything is paid."""
+    bare = sum(
+        _weight(RowMark(row=row.row, sample=sample, metric=metric, value=100 / 3))
+        for row in rows
+        for sample in range(max(1, len(row.answers)))
+        for metric in evaluator.metrics
+    )
+    if bare > MARKS_BYTES:
+        raise PermanentError(
+            f"{len(evaluator.metrics)} metrics of {evaluator.name} on {len(rows)} rows are too many marks for one "
+            "event: lower marking.shard_rows"
+        )
+
+
+def _weight(mark: RowMark) -> int:
+    """Bytes in a job's record, where an event is text within JSON; there it is longer than on its own."""
+    text = mark.model_dump_json()
+    return len(text.encode()) + text.count('"') + text.count("\\") + 1
 
 
 def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]]]:
@@ -102,6 +135,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             job=work.job,
             options=spec.options_of(evaluator.name),
         )
+        check_room(evaluator, rows)
         began = datetime.now(UTC)
         result = await evaluator.score(rows, task)
         if not isinstance(result, Scored):
@@ -110,7 +144,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         return [
             scored.model_copy(
                 update={
-                    "marks": marks_of(evaluator, rows, result.scores),
+                    "marks": fitting(marks_of(evaluator, rows, result.scores)),
                     "slices": slices_of(rows, spec.gate.slices),
                     "calls": result.calls,
                     "work": [*result.work, span],

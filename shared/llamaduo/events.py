@@ -417,6 +417,7 @@ class BudgetRefused(Event):
     limit: float
     spent: float
     job: str = Field(description="id of the event whose work was refused")
+    calls: CallCounts = Field(CallCounts(), description="what that work had bought before")
 
     def job_key(self) -> tuple[str | int, ...]:
         return (self.what, self.job)
@@ -432,6 +433,7 @@ class WorkFailed(Event):
     error: str
     attempts: int
     dead_letter: str = Field("", description="id of the dead letter, for `llamaduo dlq`")
+    calls: CallCounts = Field(CallCounts(), description="what that work had bought")
 
     def job_key(self) -> tuple[str | int, ...]:
         return (self.consumer, self.job, self.dead_letter)

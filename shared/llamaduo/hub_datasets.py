@@ -61,7 +61,6 @@ def fetched(address: str) -> list[Path]:
     wanted = parse_address(address)
     try:
         from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     except ImportError as error:
         raise UserInputError("fetching from the Hub needs a package", file=address, hint=EXTRA) from error
     try:
@@ -73,6 +72,8 @@ def fetched(address: str) -> list[Path]:
         return [
             Path(hf_hub_download(wanted.repo, name, repo_type="dataset", revision=wanted.revision)) for name in chosen
         ]
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except UserInputError:
+        raise
+    except Exception as error:  # what can go wrong on the way differs with the client's HTTP library
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserInputError(f"could not be fetched: {what}", file=address) from error

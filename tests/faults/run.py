@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +15,17 @@ import aiohttp
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
+from llamaduo.errors import describe
 from llamaduo.events import AnyEvent, EvalFailed, EvalPassed, EvalScored, MigrationCompleted, ResponsesGenerated
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm import rebought
 from tests.faults.schedule import Fault
 from tests.faults.stage import SERVICES, Stage, staged
 from tests.loop.test_loop import spec_of, submit
 from tests.support import bus_settings
 
+BUYERS = ("synthesizer", "llm-judge")
 SPLITS = {"train": 30, "validation": 12, "test": 100, "holdout": 30}
 
 
@@ -85,6 +88,15 @@ def doubles(events: Sequence[AnyEvent]) -> list[str]:
     return problems + [f"round {number} decided {n} times" for number, n in decided.items() if n > 1]
 
 
+def bought_too_often(keys: Mapping[str, int], faults: Sequence[Fault]) -> list[str]:
+    """What is wrong where more was bought again than was in flight when those who buy, or the bus, were hit."""
+    concurrency = ServiceLLM(model="openai:any").concurrency
+    hit = [fault.victim for fault in faults]
+    in_flight = concurrency * sum(len(BUYERS) if victim == "nats" else victim in BUYERS for victim in hit)
+    again = sum(count - 1 for count in keys.values() if count > 1)
+    return [f"{again} calls were bought again, {in_flight} can have been in flight"] if again > in_flight else []
+
+
 async def play(folder: Path, port: int, faults: Sequence[Fault], *, limit: float = 120) -> Outcome:
     """Run a migration to its end while `faults` strike."""
     began = time.monotonic()
@@ -95,29 +107,36 @@ async def play(folder: Path, port: int, faults: Sequence[Fault], *, limit: float
             stage.start(name)
         migration = await submit(bus, spec(stage.emulator_url))  # type: ignore[arg-type]
         await wait_ready(stage)
-        striking = asyncio.create_task(_strike(stage, faults))
         try:
-            view = await _until_ended(bus, migration, limit)
-            await striking
-            outcome = await _outcome(stage, bus, migration, view)
-        except (AssertionError, TimeoutError) as error:
-            striking.cancel()
-            raise AssertionError(f"{error}\nfaults: {faults}\n{stage.logs()}") from error
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_strike(stage, faults))
+                ended = group.create_task(_until_ended(bus, migration, limit))
+            outcome = await _outcome(stage, bus, migration, ended.result())
+        except BaseExceptionGroup as failed:
+            first = failed.exceptions[0]
+            raise AssertionError(f"{describe(first)}\nfaults: {faults}\n{stage.logs()}") from first
         finally:
             await bus.close()
         outcome.problems += stage.ended_by_themselves()
+        outcome.problems += bought_too_often(outcome.keys, faults)
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
 async def wait_ready(stage: Stage) -> None:
-    """Until the slowest service has taken its place, so that faults strike a loop and not a start."""
-    deadline = time.monotonic() + 60
-    for name in stage.processes:
-        port = stage.folder / name / "port"
-        while not port.exists():
-            assert time.monotonic() < deadline, f"{name} did not start"
-            await asyncio.sleep(0.05)
+    """Until every service takes messages, so that faults strike a loop and not a start."""
+    async with asyncio.timeout(60), aiohttp.ClientSession() as http:
+        for name in stage.processes:
+            while not await _is_ready(http, stage.folder / name / "port"):
+                await asyncio.sleep(0.05)
+
+
+async def _is_ready(http: aiohttp.ClientSession, port: Path) -> bool:
+    try:
+        async with http.get(f"http://127.0.0.1:{port.read_text()}/readyz") as answer:
+            return answer.status == 200
+    except (OSError, aiohttp.ClientError):
+        return False
 
 
 async def _strike(stage: Stage, faults: Sequence[Fault]) -> None:

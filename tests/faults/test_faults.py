@@ -14,8 +14,8 @@ from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.events import AdapterTrained, AnyEvent, MigrationCompleted
 from llamaduo.migrations.fold import MigrationView
-from tests.faults.run import doubles, spec, wait_ready
-from tests.faults.schedule import VICTIMS, schedule
+from tests.faults.run import bought_too_often, doubles, play, spec, wait_ready
+from tests.faults.schedule import VICTIMS, Fault, schedule
 from tests.faults.stage import SERVICES, Stage, staged
 from tests.loop.test_loop import submit
 from tests.support import bus_settings, free_port
@@ -26,6 +26,25 @@ pytestmark = pytest.mark.timeout(180)
 def test_a_seed_always_draws_the_same_faults_and_every_victim_once() -> None:
     assert schedule(7, 8) == schedule(7, 8) != schedule(8, 8)
     assert sorted(fault.victim for fault in schedule(7, 8)) == sorted(VICTIMS)
+
+
+def test_more_bought_again_than_can_have_been_in_flight_is_a_broken_promise() -> None:
+    """Listing a call as bought twice does not excuse it."""
+    keys = {f"k{n}": 2 for n in range(17)}
+    assert bought_too_often(keys, [Fault(1.0, "trainer", 0.1)])
+    assert bought_too_often(keys, [Fault(1.0, "llm-judge", 0.1)])
+    assert not bought_too_often(keys, [Fault(1.0, "llm-judge", 0.1), Fault(2.0, "synthesizer", 0.1)])
+
+
+async def test_a_fault_that_cannot_strike_is_what_the_run_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_stage: Stage, name: str, _number: int) -> None:
+        raise RuntimeError(f"{name} does not die")
+
+    monkeypatch.setattr(Stage, "send", broken)
+    with pytest.raises(AssertionError, match="llm-judge does not die"):
+        await play(tmp_path, free_port(), [Fault(0.0, "llm-judge", 0.1)])
 
 
 async def follow(bus: Bus, migration: str, until: Callable[[AnyEvent], bool], seconds: float = 90) -> list[AnyEvent]:

@@ -17,7 +17,7 @@ from llamaduo.bus.mirror import Mirror
 from llamaduo.errors import RetryableError
 from llamaduo.events import DatasetReady, EvalFailed, MigrationCompleted
 from tests.simulated import dataset, learner, simulate
-from tests.support import NatsServer, bus_settings, connected, nats_server, until
+from tests.support import NatsServer, Proxy, bus_settings, connected, nats_server, until
 
 
 @pytest.fixture
@@ -76,6 +76,22 @@ async def test_a_publish_that_cannot_be_stored_is_an_error_and_not_silence(
             await bus.publish(dataset(0))
 
 
+@pytest.mark.parametrize("away", ["server killed", "connection closed"])
+async def test_publishing_while_the_bus_is_away_is_a_retryable_error(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    """Whoever publishes, the verdict's clock for one, need not know the client's own errors."""
+    monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TRIES", 2)
+    monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TIMEOUT_S", 0.3)
+    async with connected(server, tmp_path) as bus:
+        if away == "server killed":
+            server.kill()
+        else:
+            await bus.client.close()
+        with pytest.raises(RetryableError):
+            await bus.publish(dataset(0))
+
+
 async def test_the_log_is_replayed_in_order_and_followed_through_a_server_restart(
     server: NatsServer, tmp_path: Path
 ) -> None:
@@ -106,6 +122,68 @@ async def test_the_log_is_replayed_in_order_and_followed_through_a_server_restar
         await until(ten, seconds=60)
         following.cancel()
         assert seen == [event.id for event in log[:10]]
+
+
+async def test_what_a_breaking_connection_swallowed_is_read_again(server: NatsServer, tmp_path: Path) -> None:
+    """The server lives on, so its consumer goes on after what it wrote to the dead connection."""
+    async with connected(server, tmp_path) as bus, Proxy(server).running() as proxy:
+        url = f"nats://127.0.0.1:{proxy.port}"
+        far = await Bus.connect(bus_settings(server, tmp_path).model_copy(update={"nats_url": url}), "far")
+        rounds: dict[str, list[int]] = {"all": [], "some": []}
+
+        async def follow(name: str, subjects: list[str] | None) -> None:
+            async for logged in far.log(subjects, follow=True):
+                if isinstance(logged.event, DatasetReady):
+                    rounds[name].append(logged.event.round)
+
+        following = [
+            asyncio.create_task(follow("all", None)), asyncio.create_task(follow("some", ["dataset.ready"]))
+        ]  # fmt: skip
+
+        async def both(last: int) -> bool:
+            return all(seen[-1:] == [last] for seen in rounds.values())
+
+        async def written() -> bool:
+            infos = await bus.js.consumers_info(topology.EVENTS)
+            return sum(i.delivered.consumer_seq == 2 for i in infos if i.delivered) == 2
+
+        await bus.publish(dataset(0))
+        await until(lambda: both(0))
+        proxy.stall()
+        await bus.publish(dataset(1))
+        await until(written, what="the server wrote to the stalled connections")
+        proxy.break_off()
+        await bus.publish(dataset(2))
+        await until(lambda: both(2), seconds=40)
+        assert rounds == {"all": [0, 1, 2], "some": [0, 1, 2]}
+        for task in following:
+            task.cancel()
+        await far.close()
+
+
+async def test_what_got_lost_last_is_missed_too(server: NatsServer, tmp_path: Path) -> None:
+    """No later message shows the gap: an idle reader compares its count with the server's."""
+    async with connected(server, tmp_path) as bus, Proxy(server).running() as proxy:
+        url = f"nats://127.0.0.1:{proxy.port}"
+        far = await Bus.connect(bus_settings(server, tmp_path).model_copy(update={"nats_url": url}), "far")
+        mirror = Mirror(far, topology.ALL)
+        await mirror.start()
+        proxy.stall()
+        await bus.publish(dataset(0))
+
+        async def written() -> bool:
+            infos = await bus.js.consumers_info(topology.EVENTS)
+            return any(i.delivered and i.delivered.consumer_seq == 1 for i in infos)
+
+        await until(written)
+        proxy.break_off()
+
+        async def folded() -> bool:
+            return mirror.get("m-1") is not None
+
+        await until(folded, seconds=40)
+        await mirror.stop()
+        await far.close()
 
 
 async def test_an_idle_reader_of_the_log_stays_alive(server: NatsServer, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ async def _answers_are_real(bus: Bus, view: MigrationView) -> None:
     store = await bus.artifacts()
     by_candidate: dict[str, set[str]] = {}
     for event in view.of_type(ResponsesGenerated):
-        if event.candidate.kind != "service" and event.responses is not None:
+        if event.candidate.kind in ("base", "adapter") and event.responses is not None:
             rows = load_shard(await read_bytes(store, event.responses))
             assert all(row.answers[0] is not None for row in rows) and event.output_tokens > 0
             by_candidate.setdefault(event.candidate.key, set()).update(str(row.answers[0]) for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.service import Service
+from llamaduo.bus.settling import Work
+from llamaduo.bus.work import Record
 from llamaduo.errors import BudgetExhausted
+from llamaduo.events import DatasetReady, Event
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import Answer, Call, Reply, ServiceLLMClient, rebought
 from llamaduo.service_llm.budget import spent
-from tests.support import NatsServer, connected, nats_server, until
+from tests.simulated import dataset
+from tests.support import NatsServer, connected, nats_server, service_settings, serving, until
 
 LLM = ServiceLLM(model="openai:stand-in", base_url="http://127.0.0.1:1/v1", requests_per_minute=60_000)
 
@@ -88,6 +94,47 @@ async def test_an_answer_that_comes_while_the_broker_is_dead_is_not_lost(server:
         assert await rebought(await bus.bucket("ledger"), "m") == []
         record = await spent(await bus.bucket("budget"), "m")
         assert (record.settled.calls, record.held) == (8, {})
+
+
+async def test_a_replica_that_leaves_hands_its_job_over_with_the_answers_it_has_paid_for(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    """SIGTERM of one of two: the other must not ask for what is on its way to the first."""
+    provider = Provider()
+    provider.ready.clear()
+    clients: list[ServiceLLMClient] = []
+
+    def replica(name: str) -> Service:
+        async def mark(event: DatasetReady, work: Work) -> list[Event]:
+            client = await _client(work.bus, provider)
+            clients.append(client)
+            answers = await client.ask_all([call(f"t{n}", work.job) for n in range(4)], Budgets())
+            assert all(isinstance(answer, Answer) for answer in answers)
+            return []
+
+        return Service("trainer", service_settings(server, tmp_path, name), roles={"trainer": (mark, 1)})
+
+    async with connected(server, tmp_path) as bus:
+        first = replica("first")
+        async with serving(first):
+            await bus.publish(dataset(0))
+            await until(_true(lambda: len(provider.started) == 4), what="all calls in flight")
+            async with serving(replica("second")):
+                first.stop()
+                # The answers come once somebody has asked twice, or after a while in which nobody has.
+                with contextlib.suppress(AssertionError):
+                    await until(_true(lambda: max(provider.started.values()) > 1), seconds=3)
+                provider.ready.set()
+                bucket = await bus.bucket("work")
+
+                async def done() -> bool:
+                    entry = await bucket.get(f"trainer.{dataset(0).id}")
+                    return entry is not None and Record.model_validate_json(entry.value).state == "done"
+
+                await until(done)
+        assert len(clients) == 2
+        assert set(provider.started.values()) == {1}
+        assert await rebought(await bus.bucket("ledger"), "m") == []
 
 
 async def _client(bus: Bus, provider: Provider) -> ServiceLLMClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import list_dead, replay
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
+from llamaduo.bus.settling import Message, Work
+from llamaduo.bus.work import claim
 from llamaduo.errors import BudgetExhausted, PermanentError, RetryableError
 from llamaduo.events import (
     Adapter,
@@ -23,6 +25,8 @@ from llamaduo.events import (
     CancelRequested,
     DatasetReady,
     Event,
+    MigrationCompleted,
+    PromoteRequested,
     WorkFailed,
 )
 from tests.support import NatsServer, connected, nats_server, service_settings, serving, until
@@ -183,9 +187,44 @@ async def test_leaving_hands_the_job_to_another_at_once_and_does_not_count_as_a_
 
             await until(begun)
         async with serving(trainer(server, tmp_path, quick, "two")):
-            await until(lambda: seen(bus, AdapterTrained), seconds=5)
+            await until(lambda: seen(bus, AdapterTrained), seconds=20)
         entry = await (await bus.bucket("work")).get(f"trainer.{dataset().id}")
         assert entry is not None and b'"releases":1' in entry.value
+
+
+async def test_a_service_that_leaves_takes_nothing_more(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 2: what it hands back at once would come to it at once, for as long as it takes to leave."""
+    nacks = 0
+    nack = Message._nack
+
+    async def counted(self: Message, delay: float) -> None:
+        nonlocal nacks
+        nacks += 1
+        await nack(self, delay)
+
+    async def more() -> bool:
+        return nacks > 3
+
+    async def leave_slowly() -> None:
+        with contextlib.suppress(AssertionError):
+            await until(more, seconds=2)
+
+    monkeypatch.setattr(Message, "_nack", counted)
+    handler = Trainer(60)
+    async with connected(server, tmp_path) as bus:
+        service = trainer(server, tmp_path, handler)
+        service.on_close(leave_slowly)
+        async with serving(service):
+            await bus.publish(dataset())
+
+            async def begun() -> bool:
+                return handler.calls == 1
+
+            await until(begun)
+        assert nacks == 1
+        assert (await bus.js.consumer_info(topology.EVENTS, "trainer")).num_redelivered == 0
 
 
 async def test_a_server_restart_in_the_middle_loses_nothing_and_doubles_nothing(
@@ -249,6 +288,53 @@ async def test_a_cancelled_migration_stops_its_work_in_hand(server: NatsServer, 
         await bus.publish(CancelRequested(migration="m-1", command="c-12345678"))
         await until(lambda: idle(bus), seconds=10)
         assert await seen(bus, AdapterTrained) is None
+
+
+async def test_an_operators_command_in_hand_outlives_its_migration(server: NatsServer, tmp_path: Path) -> None:
+    """A promotion asked for just before the end is carried out, and not recorded as done without an effect."""
+    begun, ended, carried_out = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def promote(_event: PromoteRequested, _work: Work) -> list[Event]:
+        begun.set()
+        await ended.wait()
+        carried_out.set()
+        return []
+
+    service = Service(
+        "inference", service_settings(server, tmp_path, "one"), roles={"inference-promotion": (promote, 1)}
+    )
+    service.on_event(lambda event: ended.set() if isinstance(event, MigrationCompleted) else None)
+    async with connected(server, tmp_path) as bus, serving(service):
+        await bus.publish(PromoteRequested(migration="m-1", command="c-12345678", round=0))
+        await asyncio.wait_for(begun.wait(), 20)
+        await bus.publish(MigrationCompleted(migration="m-1", round=0))
+        await until(lambda: idle(bus, "inference-promotion"))
+        assert carried_out.is_set()
+
+
+async def test_a_cancel_that_comes_while_a_job_is_claimed_stops_it(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Trainer(60)
+    folded = asyncio.Event()
+
+    async def claim_slowly(*given: Any, **named: Any) -> Any:
+        lease = await claim(*given, **named)
+        await bus.publish(CancelRequested(migration="m-1", command="c-12345678"))
+        await folded.wait()
+        return lease
+
+    monkeypatch.setattr("llamaduo.bus.settling.claim", claim_slowly)
+    service = trainer(server, tmp_path, handler)
+    service.on_event(lambda event: folded.set() if isinstance(event, CancelRequested) else None)
+    async with connected(server, tmp_path) as bus, serving(service):
+        await bus.publish(dataset())
+        await asyncio.wait_for(folded.wait(), 20)
+        await until(lambda: idle(bus), seconds=20)
+        await bus.publish(dataset(number=1))
+        await until(lambda: idle(bus), seconds=20)
+        assert await seen(bus, AdapterTrained) is None
+        assert await (await bus.bucket("work")).keys("trainer.") == [f"trainer.{dataset().id}"]
 
 
 async def test_a_refused_budget_is_an_event_and_not_a_dead_letter(server: NatsServer, tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_a_gate_that_not_even_a_perfect_model_could_pass_is_refused(tmp_path: Pa
     assert "not even a perfect model could pass: 49 test rows are needed for 0.9, there are 20" in str(error)
 
 
+def test_repeats_that_may_be_asked_for_take_more_rows(tmp_path: Path) -> None:
+    spec = GOOD.replace("{name: llm-judge, role: advisory}", "llm-judge").replace("exact: 0.7", "exact: 0.75")
+    repeats = spec + "marking: {repeats: 3}\n"
+    assert prepare(write(tmp_path, spec), environment=KEYS)
+    assert "24 test rows are needed for 0.75, there are 20" in str(refused(write(tmp_path, repeats)))
+    # An evaluator that only advises is not asked again, and takes none of the error.
+    assert prepare(
+        write(tmp_path, repeats.replace("llm-judge", "{name: llm-judge, role: advisory}")), environment=KEYS
+    )
+
+
 def test_the_best_mark_as_a_gate_is_refused(tmp_path: Path) -> None:
     error = refused(write(tmp_path, GOOD.replace("exact: 0.7", "exact: 1.0"), rows=2000))
     assert "1 is the best mark there is" in str(error)

@@ -33,6 +33,7 @@ for line in sys.stdin:
     if answer == "high": out["value"] = 7
     if answer == "text": out["value"] = "good"
     if answer == "nan": out["value"] = float("nan")
+    if answer == "huge": out["value"] = 10**400
     if answer == "withheld": out = {"id": asked["id"], "value": None}
     if answer == "other": out["id"] += 1
     if answer == "env": out["reason"] = " ".join(sorted(os.environ))
@@ -86,6 +87,7 @@ async def test_a_checker_in_perl_marks_each_answer_and_abstains_where_there_is_n
         ("high", "the checker's score is no number from 0 to 1", 1),
         ("text", "the checker's score is no number from 0 to 1", 1),
         ("nan", "the checker's score is no number from 0 to 1", 1),
+        ("huge", "the checker's score is no number from 0 to 1", 1),
         ("withheld", "the checker gave no score", 1),
         ("x" * LONGEST_ROW, f"the row is longer than {LONGEST_ROW} bytes", 1),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from llamaduo.built_in_evaluators import ON_WISH
 from llamaduo.bus import topology
 from llamaduo.cli import doctor
-from llamaduo.cli.doctor import CHECKS, Machine, examine
+from llamaduo.cli.doctor import CHECKS, Machine, examine, unreachable
 from llamaduo.cli.evaluator_commands import load
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, nats_url, read_note, write_note
 from llamaduo.cli.system import (
@@ -158,6 +160,27 @@ from llamaduo.evaluators import Score, evaluator
 async def length(rows):
     return [Score(row.row, "chars", float(len(row.answers[0] or ""))) for row in rows]
 """
+
+
+@pytest.mark.parametrize("said", [b"INFO {}\r\n", b""])
+def test_an_index_that_does_not_speak_http_does_not_answer(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            asked, _ = server.accept()
+            with asked:
+                asked.recv(1000)
+                asked.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/simple/")
+        thread.join()
+
+
+def test_an_index_whose_address_is_none_does_not_answer() -> None:
+    assert unreachable("http://host:port/simple")
+    assert unreachable("ftp://host") == "no http address"
 
 
 def test_an_evaluator_is_loaded_from_a_file(tmp_path: Path) -> None:

@@ -153,6 +153,25 @@ def test_a_key_in_a_file_counts(tmp_path: Path) -> None:
     assert prepare(path, environment={}, key_names_of_services=["OPENAI_API_KEY_FILE"]).rows
 
 
+@pytest.mark.parametrize("variable", ["GOOGLE_API_KEY", "GEMINI_API_KEY"])
+def test_the_file_of_a_providers_own_key_counts_where_its_service_would_read_it(
+    tmp_path: Path, variable: str
+) -> None:
+    pytest.importorskip("google.genai")
+    path, file = write(tmp_path, GOOD.replace("openai:gpt-x", "google:gemini-2.5-flash")), tmp_path / "key"
+    file.write_text("secret")
+    assert prepare(path, environment={f"{variable}_FILE": str(file)}).rows
+    assert prepare(path, environment={}, key_names_of_services=[f"{variable}_FILE"]).rows
+    assert "GOOGLE_API_KEY or GEMINI_API_KEY is not set" in str(refused(path, {"OPENAI_API_KEY_FILE": str(file)}))
+
+
+def test_the_key_that_another_address_is_called_without_is_the_providers_own(tmp_path: Path) -> None:
+    pytest.importorskip("anthropic")
+    spec = GOOD.replace("openai:gpt-x", "anthropic:claude-x\n  base_url: http://127.0.0.1:9")
+    notes = prepare(write(tmp_path, spec), environment={}).notes
+    assert any("ANTHROPIC_API_KEY is not set; http://127.0.0.1:9 will be called without a key" in n for n in notes)
+
+
 def test_a_check_needs_no_key_and_a_missing_one_hides_nothing(tmp_path: Path) -> None:
     prepared = prepare(write(tmp_path), environment={}, keys_needed=False)
     assert any("OPENAI_API_KEY is not set" in note for note in prepared.notes)

@@ -165,6 +165,8 @@ def test_the_command_says_one_line_a_check_and_fails_with_1(
         ({"command": "cat", "name": "No"}, "--name"),
         ({"command": "/nowhere/x", "name": "n"}, "no such program"),
         ({"command": "", "name": "n"}, "no such program"),
+        ({"command": "cat 'x", "name": "n"}, "no closing quotation"),
+        ({"command": "cat", "name": "n", "metrics": ["score:0:" + "9" * 400]}, "--metric"),
         ({"command": "cat", "name": "n", "metrics": ["score:1:0"]}, "--metric"),
         ({"command": "cat", "name": "n", "metrics": ["score"]}, "--metric"),
         ({"command": "cat", "name": "n", "metrics": ["score:0:1.2.3"]}, "--metric"),

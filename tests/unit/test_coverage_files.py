@@ -108,6 +108,14 @@ def test_bytes_and_broken_parquet_are_named(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"prompt": texts, "response": ["r", "r"]}), file)
     with pytest.raises(UserInputError, match=r"is no Parquet file that can be read: .*utf-8"):
         scan(file)
+    far = pyarrow.array([2**31 - 1], pyarrow.int32()).cast(pyarrow.date32())
+    parquet.write_table(pyarrow.table({"prompt": ["p"], "response": ["r"], "day": far}), file)
+    with pytest.raises(UserInputError, match="is no Parquet file that can be read"):
+        scan(file)
+    twice = pyarrow.table([pyarrow.array(["p"])] * 3, names=["prompt", "response", "response"])
+    parquet.write_table(twice, file)
+    with pytest.raises(UserInputError, match="two columns are called 'response'"):
+        scan(file)
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UserInputError, match="is no Parquet file that can be read"):
         scan(file)
@@ -256,6 +264,38 @@ def test_whatever_stands_in_a_row_it_is_a_row_or_a_bad_one() -> None:
     assert 200 < rows < 1800
 
 
+@pytest.mark.parametrize("levels", [99, 100, 300, 900, 5000])
+@pytest.mark.parametrize("form", ["{}\n", "[{}]"])
+def test_a_row_is_nested_so_deeply_that_it_can_be_kept_or_is_bad(tmp_path: Path, levels: int, form: str) -> None:
+    file = tmp_path / "rows.json"
+    deep = "[" * levels + "]" * levels
+    file.write_text(form.replace("{}", f'{{"prompt": "p", "response": "r", "deep": {deep}}}'))
+    try:
+        found = scan(file)
+    except UserInputError as error:
+        assert levels == 5000
+        assert "nested too deeply" in str(error)
+        return
+    assert load_rows(dump_rows(found.rows.values())) == list(found.rows.values())
+    assert len(found.rows) == (levels < 100)
+    assert all("nested too deeply" in str(line) for line in found.bad)
+
+
+def test_deep_tools_in_a_cell_of_text_are_bad_too() -> None:
+    with pytest.raises(BadRow, match="must be a list of tools"):
+        row_of({"prompt": "p", "response": "r", "tools": "[" * 300 + "]" * 300})
+
+
+def test_a_number_of_too_many_digits_is_the_fault_of_its_row_in_an_array_too(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(f'[{{"prompt": "p", "response": "r", "n": {"1" * 5000}}},\n{{"prompt": "q", "response": "r"}}]')
+    found = scan(file)
+    assert len(found.rows) == 1
+    assert [(line.number, line.problem.why) for line in found.bad] == [
+        (1, "not JSON that can be read: a number is too long")
+    ]
+
+
 def test_columns_of_other_names() -> None:
     raw = {"question": "p", "reply": "r", "prompt": "mine", "fmt": json.dumps(SCHEMA)}
     row = row_of(raw, {"prompt": "question", "response": "reply", "response_format": "fmt"})
@@ -349,3 +389,18 @@ def test_fetched_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert read_coverage("hf://o/n@v1") == [PLAIN, WITH_SYSTEM]
     with pytest.raises(UserInputError, match=r"no file of the split 'test'; its files: train\.jsonl"):
         fetched("hf://o/n@v1/test")
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Unreachable(Exception):
+        """As of the Hub client's HTTP library: of none of Python's own kinds."""
+
+    class Api:
+        def list_repo_files(self, *_: object, **__: object) -> list[str]:
+            raise Unreachable("Name or service not known\nand more")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(UserInputError, match=r"^hf://o/n: could not be fetched: Name or service not known$"):
+        fetched("hf://o/n")

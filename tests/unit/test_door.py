@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,8 @@ SPECS: list[tuple[str, str, str]] = [
     ("recipe:", "seed: 4294967296\nrecipe:", "12: seed: must be at most 4294967295, not 4294967296"),
     ("steps: 80", "steps: yes",
      "13: recipe.steps: must be a whole number, not true (yes, on and true are one value in YAML)"),
+    ("recipe:", "generation: {answers: 16}\nmarking: {shard_rows: 100}\nrecipe:",
+     "13: marking.shard_rows: 100 rows of 16 answers are more than the 1000 of a shard (at most 62)"),
     ("steps: 80", "steps: many", "13: recipe.steps: must be a whole number, not 'many'"),
     ("steps: 80", "steps: 0", "13: recipe.steps: must be at least 1, not 0"),
     ("steps: 80", "dropout: 1", "13: recipe.dropout: must be below 1, not 1"),
@@ -140,9 +143,15 @@ SPECS: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("there", "instead", "line"), SPECS)
 def test_a_broken_spec_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str, instead: str, line: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    there: str,
+    instead: str,
+    line: str,
 ) -> None:
     assert there in GOOD
+    monkeypatch.setitem(sys.modules, "pydantic_ai.providers.groq", None)  # whatever is installed here
     (tmp_path / "model").mkdir()
     path = write(tmp_path, GOOD.replace(there, instead, 1))
     assert said(["migrate", str(path)], capsys) == f"{path}:{line.replace('{folder}', str(tmp_path))}"

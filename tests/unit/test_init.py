@@ -140,6 +140,8 @@ def test_the_dataset_is_never_written_over(tmp_path: Path) -> None:
     [
         (["--service-llm", "gpt-4o"], "did you mean 'openai:gpt-4o'?"),
         (["--name", "Support Triage"], "did you mean 'support-triage'?"),
+        (["--service-llm", "opnai:gpt-4o"], "llamaduo: service_llm: there is no provider 'opnai' (did you mean"),
+        (["--base-model", "nosuch"], "llamaduo: base_model: 'nosuch' is no folder"),
     ],
 )
 def test_options_that_are_none_write_nothing(
@@ -155,6 +157,50 @@ def test_too_few_rows_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     data = dataset(tmp_path, SHAPES["labels"], 13)
     assert call(["init", str(data), "--out", str(tmp_path / "migration.yaml")]) == 2
     assert capsys.readouterr().err == f"llamaduo: {data}: 13 different rows are too few: 14 are needed (add rows)\n"
+
+
+def test_rows_that_cannot_be_learnt_give_no_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call_of_a_tool = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    data, out = tmp_path / "rows.jsonl", tmp_path / "migration.yaml"
+    data.write_text(
+        "\n".join(
+            json.dumps({"messages": [{"role": "user", "content": text(i)},
+                                     {"role": "assistant", "content": None, "tool_calls": [call_of_a_tool]}]})
+            for i in range(20)
+        )
+    )  # fmt: skip
+    assert call(["init", str(data), "--out", str(out)]) == 2
+    assert "coverage: 20 of 20 rows offer or call tools" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_columns_of_other_names_stand_in_the_spec(tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("Question,Antwort\n" + "".join(f"{text(i)},{'yes' if i % 2 else 'no'}\n" for i in range(40)))
+    spec = made(tmp_path, data, "--column", "prompt=Question", "--column", "response=Antwort")
+    assert spec["columns"] == {"prompt": "Question", "response": "Antwort"}
+
+
+def test_bad_lines_are_skipped_by_wish_by_init_and_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = dataset(tmp_path, SHAPES["labels"]), str(tmp_path / "migration.yaml")
+    data.write_text(data.read_text() + "{oops\n")
+    assert call(["init", str(data), "--out", out]) == 2
+    assert call(["init", str(data), "--out", out, "--skip-bad"]) == 0
+    assert call(["plan", out]) == 2
+    capsys.readouterr()
+    assert call(["plan", out, "--skip-bad"]) == 0
+    said = capsys.readouterr()
+    assert "1 bad lines were skipped, 60 rows are left" in said.err
+    assert "30 test" in said.out
+
+
+def test_a_dataset_of_the_hub_stands_as_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(tmp_path, SHAPES["labels"])
+    monkeypatch.setattr("llamaduo.coverage_files.fetched", lambda address: [data])
+    out = tmp_path / "migration.yaml"
+    assert call(["init", "hf://owner/My_Tickets@v1", "--out", str(out)]) == 0
+    spec = yaml.safe_load(out.read_text())
+    assert (spec["coverage"], spec["name"]) == ("hf://owner/My_Tickets@v1", "my-tickets")
 
 
 def test_names_and_labels_cannot_break_the_file(tmp_path: Path) -> None:

@@ -95,9 +95,10 @@ async def test_a_wrong_key_or_a_provider_that_is_down_is_no_mark(failure: SendFa
 async def test_an_exhausted_budget_ends_the_shard() -> None:
     clock = VirtualClock()
     provider = FakeProvider(clock, reply=lambda _: Reply(GOOD, "stop", 1, 1))
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetExhausted) as ended:
         await judged([row("a", "r", "x"), row("b", "r", "y")], provider, clock, task(budgets={"calls": 1}))
     assert provider.paid.total() == 1
+    assert ended.value.calls is not None and ended.value.calls.made == 1
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from llamaduo.planning.machine import Gpu, Machine, gpu_of
 from llamaduo.planning.page import key_lines, page
 from llamaduo.planning.plan import Plan, figure, plan_of
 from llamaduo.planning.telling import GRADED_SPREAD, telling_of
+from llamaduo.service_llm.call import Call
+from llamaduo.service_llm.prices import largest
 from services.verdict.statistics import Wealth
 from tests.unit.test_cli_submission import write
 
@@ -83,6 +85,31 @@ def test_samples_and_baseline_rows_count() -> None:
 def test_a_metric_without_a_service_llm_costs_no_judge_calls() -> None:
     plan = planned(evaluators=["exact-match"], gate={"absolute": {"exact-match.exact": 0.7}})
     assert [stage.name for stage in plan.stages] == ["its own answers to the test prompts", "new training rows"]
+
+
+def test_at_most_is_what_the_budgets_door_counts_with_response_formats_too() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "größe", "schema": {"type": "object"}}}
+    talk = [Message(role="system", content="Grüße"), *rows(1)[0].messages]
+    asked = [*rows(20), *(make_row([*talk[:-1], Message(role="assistant", content=str(i))], response_format=form)
+                          for i in range(20))]  # fmt: skip
+    spec = MigrationSpec.model_validate({**SPEC, "splits": {}})
+    own = plan_of(spec, asked, SMALL, dollars).stages[0]
+    held = [
+        largest(
+            Call(
+                messages=[message.model_dump() for message in row.prompt],
+                llm=spec.service_llm,
+                migration="m",
+                job="j",
+                max_tokens=64,
+                response_format=row.response_format,
+            )
+        )
+        for row in asked
+    ]
+    assert own.input_tokens_most + own.output_tokens_most == pytest.approx(sum(one.tokens for one in held) / 40)
+    plain = plan_of(spec, [row.model_copy(update={"response_format": None}) for row in asked], SMALL, dollars)
+    assert own.input_tokens > plain.stages[0].input_tokens
 
 
 def test_the_teachers_checks_and_doubling_rows_count() -> None:

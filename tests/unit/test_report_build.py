@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from llamaduo.events import (
     AdapterLoaded,
     AnyEvent,
+    BudgetRefused,
+    CallCounts,
     EvalFailed,
     MigrationCancelled,
     MigrationStopped,
     ResponsesGenerated,
+    WorkFailed,
 )
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import Report, build_report, report_schema
@@ -87,6 +90,20 @@ def test_calls_and_money() -> None:
     assert calls.rebought == 1
     assert calls.money == pytest.approx(0.01 * shards)
     assert calls.machine_money == pytest.approx(0.07)
+
+
+def test_what_was_bought_for_work_without_a_result_is_counted_once() -> None:
+    before = report_of(LOG).calls
+    bought = CallCounts(made=3, money=0.5)
+    (migration,) = {event.migration for event in LOG}
+    refused = BudgetRefused(migration=migration, what="calls", limit=3, spent=3, job="lost", calls=bought)
+    marked = next(e for e in LOG if isinstance(e, ResponsesGenerated) and e.candidate.kind == "base")
+    dead = {"migration": migration, "consumer": "evaluator-llm-judge", "subject": marked.type, "error": "e"}
+    lost = WorkFailed(**dead, job="lost", attempts=3, dead_letter="a", calls=bought)
+    replayed = WorkFailed(**dead, job=marked.id, attempts=3, dead_letter="b", calls=bought)
+    after = report_of([*LOG, refused, lost, replayed]).calls
+    assert after.made == before.made + 6
+    assert after.money == pytest.approx(before.money + 1)
 
 
 def test_it_says_what_to_know_before_trusting_it() -> None:

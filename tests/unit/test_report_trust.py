@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.verdict import PROMPTS, Cell, Spread, measure
-from llamaduo.events import EvalScored
+from llamaduo.events import EvalFailed, EvalScored, Interval, MetricRange
 from llamaduo.migrations.agreement import krippendorff_alpha, noise_of
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.report import build_report
@@ -140,6 +140,27 @@ def test_a_model_no_better_than_copying_the_nearest_row_is_a_warning() -> None:
 
     assert warned(0.15)
     assert not warned(0.6)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_model_as_good_as_copying_the_nearest_row_is_a_warning(higher_is_better: bool) -> None:
+    scale = MetricRange(higher_is_better=higher_is_better)
+    log = [
+        event.model_copy(
+            update={
+                "metrics": {"exact": scale},
+                "marks": [mark.model_copy(update={"value": 0.5}) for mark in event.marks],
+            }
+        )
+        if isinstance(event, EvalScored)
+        else event
+        for event in simulate(learner(0.5), budgets={"rounds": 1})
+        if not isinstance(event, EvalFailed)
+    ]
+    half = {"exact-match": {"exact": Interval(mean=0.5, low=0.4, high=0.6, n=200)}}
+    decided = EvalFailed(migration="m-1", round=0, verdict="undecided", marks=half, gate={}, rows=200)
+    warnings = build_report(fold([*log, decided]), START).warnings
+    assert any("nearest train row" in warning for warning in warnings)
 
 
 def test_marks_far_above_the_holdouts_are_a_warning() -> None:

@@ -44,9 +44,9 @@ def test_a_provider_whose_package_is_missing_names_it(monkeypatch: pytest.Monkey
     for module in ("anthropic", "bedrock", "google_cloud"):
         monkeypatch.setitem(sys.modules, f"pydantic_ai.providers.{module}", None)
     for model, extra in (("anthropic:claude-sonnet-5", "anthropic"), ("bedrock:x", "bedrock")):
-        with pytest.raises(ServiceLLMMisconfigured, match=rf"pydantic-ai-slim\[{extra}\]"):
+        with pytest.raises(ServiceLLMMisconfigured, match=rf"pip install 'llamaduo\[{extra}\]'"):
             ProviderSender({"ANTHROPIC_API_KEY": "k"}).check(ServiceLLM(model=model))
-    with pytest.raises(ServiceLLMMisconfigured, match=r"pydantic-ai-slim\[google\]"):
+    with pytest.raises(ServiceLLMMisconfigured, match=r"pip install 'llamaduo\[google\]'"):
         ProviderSender({}).check(ServiceLLM(model="google-cloud:gemini-2.5-flash"))
     with pytest.raises(ServiceLLMMisconfigured, match="nonesuch"):
         ProviderSender({}).check(ServiceLLM(model="nonesuch:model"))

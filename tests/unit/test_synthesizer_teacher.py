@@ -99,6 +99,15 @@ async def test_an_untyped_prompt_gets_its_text() -> None:
     assert [answer.text for answer in answers] == ["I cannot do that.", None]
 
 
+async def test_work_that_ends_in_an_error_says_what_it_had_bought() -> None:
+    asking = teacher(Provider(), Budgets(calls=3))
+    await asking.ask([prompt("whole"), prompt("cut")])
+    with pytest.raises(BudgetExhausted) as ended:
+        await asking.ask([prompt("one bad"), prompt("prose")])
+    assert ended.value.calls is not None
+    assert (ended.value.calls.made, ended.value.calls.output_tokens) == (3, 15)
+
+
 async def test_what_was_bought_is_not_bought_again() -> None:
     provider = Provider()
     asking = teacher(provider)

@@ -19,6 +19,7 @@ from llamaduo.events import (
     MetricRange,
     MigrationCompleted,
     MigrationStopped,
+    PromoteRequested,
     ReferencesRequested,
     ResponsesGenerated,
     ResponsesRequested,
@@ -48,6 +49,13 @@ def up_to_the_pass(**spec: Any) -> list[AnyEvent]:
 
 def without_the_verdict(log: Sequence[AnyEvent]) -> list[AnyEvent]:
     return [e for e in log if not isinstance(e, EvalPassed | EvalFailed | AdapterPromoted | MigrationCompleted)]
+
+
+def test_an_operators_command_that_cannot_be_carried_out_ends_nothing() -> None:
+    typo = PromoteRequested(migration="m-1", command="c-12345678", round=7)
+    log = [requested(), dataset(0), typo, dead(typo, "inference-promotion")]
+    assert ends(log) == []
+    assert [e.type for e in ends([*log[:2], dead(log[1], "trainer")])] == ["migration.stopped"]
 
 
 def test_a_spec_this_version_cannot_read_ends_its_migration_and_no_other() -> None:

@@ -22,6 +22,7 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report_trust import trust_of
+from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.deciding import due
 from services.verdict.judging import Outcome, judge_round
@@ -126,6 +127,9 @@ def test_the_verdict_asks_for_one_shard_again_and_counts_what_that_took() -> Non
     trust = trust_of(view)
     assert trust.effort.repeats == 25 and trust.effort.saved == 3 * 200 - 25
     assert trust.noise[0].sd == 0 and trust.noise[0].answers == 25
+    (told,) = trust.resolution
+    one_look = smallest_gap(told.spread, 200, alpha_of_round(0.95, 0) / 4)
+    assert told.smallest_gap == pytest.approx(one_look, abs=1e-3)
 
 
 def test_an_evaluator_that_never_marks_again_is_a_named_stop() -> None:
@@ -139,6 +143,27 @@ def test_an_evaluator_that_never_marks_again_is_a_named_stop() -> None:
         view.add(event)
     stops = [e for e in due(view, START + timedelta(hours=2)) if e.type == "migration.stopped"]
     assert stops and "again" in stops[0].reason  # type: ignore[attr-defined]
+
+
+def test_an_evaluator_that_works_through_a_queue_of_repeats_is_not_silent() -> None:
+    view = fold([requested(marking={"repeats": 2}), dataset(0), trained(0)])
+    asked = [e for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0"]
+    for one in asked[:2]:
+        answer = generated(one).model_copy(update={"at": START})
+        first = _scored(answer, settled(1, 0.72), 0).model_copy(update={"at": START})
+        assert answer.responses is not None
+        again = MarksRequested(
+            **answer.place(), evaluator="exact-match", repeat=1, responses=answer.responses, at=START
+        )
+        for event in (answer, first, again):
+            view.add(event)
+    late = START + timedelta(minutes=56)
+    view.add(_scored(generated(asked[0]), settled(1, 0.72), 1).model_copy(update={"at": late}))
+    stops = [
+        [e.type for e in due(view, START + timedelta(minutes=minutes)) if e.type == "migration.stopped"]
+        for minutes in (61, 117)
+    ]
+    assert stops == [[], ["migration.stopped"]]
 
 
 def _scored(answer: Any, draw: Draw, repeat: int) -> EvalScored:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
 
+from llamaduo.cli.submission import prepare
 from llamaduo.datasets import Message, ShardRow
 from llamaduo.errors import UserInputError
 from llamaduo.evaluating import slices_of
@@ -19,6 +22,7 @@ from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.migrations.spec_file import parse_spec
 from services.verdict.judging import Outcome, judge_round
 from tests.simulated import SPEC, START, dataset, requested
+from tests.unit.test_cli_submission import GOOD, KEYS, write
 
 ADAPTER = Candidate(kind="adapter", round=0)
 
@@ -78,6 +82,34 @@ def test_a_part_with_too_few_rows_is_asked_nothing() -> None:
     assert decide(gate(decides=True, min_rows=20), local).verdict == "passed"
 
 
+def test_a_floor_that_no_row_is_asked_about_is_an_error_and_never_a_pass() -> None:
+    local = shards(2, german=0.95)
+    for scored in local.values():
+        scored[0] = scored[0].model_copy(update={"slices": {}})
+    assert decide(gate(), local).verdict == "passed"
+    with pytest.raises(ValueError, match="no marked test row has a value"):
+        decide(gate(decides=True), local)
+
+
+def test_marking_again_does_not_pass_a_round_by_a_part_that_it_has_not_come_to() -> None:
+    """Repeats of English rows are all right, and sure of the gate long before the last shard, the only German one."""
+    local = {}
+    for shard, (scored,) in shards(0, german=1.0).items():
+        right, where = (0.7, "de") if shard == 7 else (0.8, "en")
+        marks = [m.model_copy(update={"value": float(n * 7 % 25 / 25 < right)}) for n, m in enumerate(scored.marks)]
+        rows = {"language": {mark.row: where for mark in marks}}
+        once = scored.model_copy(update={"marks": marks, "noisy": True, "slices": rows})
+        again = marks if where == "de" else [mark.model_copy(update={"value": 1.0}) for mark in marks]
+        local[shard] = [once, *(once.model_copy(update={"marks": again, "repeat": n}) for n in range(1, 5))]
+    spec = {**SPEC, "marking": {"repeats": 4, "failures_wanted": 0}}
+    free, bound = (
+        judge_round(MigrationSpec.model_validate({**spec, "gate": rule}), 0, 8, local, {})
+        for rule in (gate(0.8), gate(0.8, decides=True))
+    )
+    assert free.verdict == "passed" and "certain after" in free.note
+    assert bound.verdict == "undecided" and "200 prompts were marked again" in bound.note
+
+
 @pytest.mark.parametrize("parts", [2, 8])
 def test_parts_at_their_floor_fail_a_round_no_more_often_than_was_promised(parts: int) -> None:
     wrong = 0
@@ -114,6 +146,28 @@ def test_values_come_from_meta_as_text(column: str, found: dict[str, str]) -> No
 def test_a_floor_names_a_metric_of_a_required_evaluator(rule: dict[str, Any]) -> None:
     with pytest.raises(UserInputError, match=r"gate\.slices\.language"):
         parse_spec(yaml.safe_dump({**SPEC, "gate": rule}), "m.yaml")
+
+
+def test_the_worst_part_is_first_also_where_less_is_better() -> None:
+    view = MigrationView("m-1")
+    view.add(requested(gate=gate(0.4)))
+    view.add(dataset(0))
+    for scored in shards(1, german=0.9, english=0.1).values():
+        view.add(scored[0].model_copy(update={"metrics": {"exact": MetricRange(higher_is_better=False)}}))
+    parts = build_report(view, START).trust.slices
+    assert [(part.value, part.state) for part in parts] == [("de", "below"), ("en", "above")]
+
+
+def test_a_floor_of_a_column_that_no_row_has_is_refused_at_the_door(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("0.7}", "0.7}\n  slices: {langage: {floor: 0.5}}"))
+    with pytest.raises(UserInputError, match="no row has a column 'langage'"):
+        prepare(path, environment=KEYS)
+    lines = [json.dumps({"prompt": f"question {i}", "response": f"answer {i}", "language": "de"}) for i in range(40)]
+    (tmp_path / "tickets.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserInputError, match="did you mean 'language'"):
+        prepare(path, environment=KEYS)
+    path.write_text(path.read_text().replace("langage", "language"))
+    assert len(prepare(path, environment=KEYS).rows) == 40
 
 
 @pytest.mark.parametrize(("german", "state"), [(0.1, "below"), (1.0, "above")])

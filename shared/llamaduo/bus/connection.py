@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,18 @@ from faststream.security import SASLPlaintext
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy as ConsumerAck
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.trace import traceparent
-from llamaduo.errors import BadEvent, RetryableError
+from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
 from llamaduo.settings import BusSettings
 
@@ -62,6 +63,50 @@ def headers_of(event: Event) -> dict[str, str]:
 def inbox_prefix_of(name: str) -> str:
     """Where replies to this client go; one prefix a service, so that users can be kept from each other's."""
     return f"_INBOX_{name}".replace(".", "_")
+
+
+@contextlib.contextmanager
+def _bus_is_there() -> Iterator[None]:
+    """Turns the client's errors into RetryableError, but for what is not there and will not come by itself."""
+    try:
+        yield
+    except NotFoundError:
+        raise
+    except (TimeoutError, NatsError) as error:
+        raise RetryableError(f"the bus does not answer: {type(error).__name__}", delay=5) from error
+
+
+@dataclass
+class _Reader:
+    """A consumer that acks nothing, and how much of what it was sent has arrived here.
+
+    What the server wrote to a connection that was breaking is gone, and the server does not send it again. But it
+    numbers what it sends to a consumer, without gaps whatever the filter, so a loss is seen.
+    """
+
+    sub: JetStreamContext.PullSubscription
+    taken: int = 0
+
+    def takes(self, message: Msg) -> bool:
+        """Whether this is the next message; False where one before it was lost."""
+        self.taken += 1
+        return bool(message.metadata.sequence.consumer == self.taken)
+
+    async def pending(self) -> int | None:
+        """How many messages are still to be sent. None where the consumer is gone, or what it sent got lost."""
+        try:
+            info = await self.sub.consumer_info()
+        except (TimeoutError, NatsError):
+            return None
+        sent = info.delivered.consumer_seq if info.delivered is not None else 0
+        return info.num_pending if sent == self.taken else None
+
+
+async def _drop(reader: _Reader | None) -> None:
+    """Give up a reader; the server forgets its consumer after a while."""
+    if reader is not None:
+        with contextlib.suppress(Exception):
+            await reader.sub.unsubscribe()
 
 
 class Bus:
@@ -107,6 +152,18 @@ class Bus:
         await broker.connect()
         return cls(broker, broker.connection, settings, name)
 
+    @property
+    def lost(self) -> str | None:
+        """Why this connection will never work again, in words; None while it does or tries to."""
+        if self.client.is_closed:
+            return f"the bus closed the connection: {self.client.last_error or 'no reason given'}"
+        # FastStream's error callback raises on a refusal (wrong password, too many connections), inside the very
+        # task that reconnects: it dies, and nothing tries again.
+        reconnecting = self.client._reconnection_task
+        if reconnecting is not None and reconnecting.done() and not self.client.is_connected:
+            return f"the bus refuses this service: {self.client.last_error or 'no reason given'}"
+        return None
+
     async def close(self) -> None:
         """Leave; nothing is published after this."""
         with contextlib.suppress(Exception):
@@ -115,7 +172,7 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away.
+        RetryableError when the bus stays away, PermanentError where the event is too large for it.
         """
         subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
@@ -133,7 +190,9 @@ class Bus:
             try:
                 ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
                 return not ack.duplicate
-            except (TimeoutError, NatsError) as error:
+            except MaxPayloadError as error:
+                raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
+            except (OSError, NatsError) as error:  # a TimeoutError is an OSError
                 if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
                     raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
                 log.warning("publishing %s failed (%s), trying again", subject, type(error).__name__)
@@ -141,18 +200,23 @@ class Bus:
         raise RetryableError(f"the bus did not take {subject} in {PUBLISH_TRIES} tries", delay=10)
 
     async def bucket(self, name: topology.Bucket) -> KeyValue:
-        """One of the key-value buckets of the topology."""
+        """One of the key-value buckets of the topology.
+
+        NotFoundError where bootstrap has not made it yet, RetryableError when the bus stays away.
+        """
         if name not in self._buckets:
-            self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
+            with _bus_is_there():
+                self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
         return self._buckets[name]
 
     async def artifacts(self) -> ArtifactStore:
-        """The artifact store of the settings."""
+        """The artifact store of the settings; errors as with `bucket`."""
         if self._artifacts is None:
             if self.settings.artifacts_url:
                 self._artifacts = ObjectStoreArtifacts(self.settings.artifacts_url)
             else:
-                bucket = await self.js.object_store(topology.ARTIFACTS)
+                with _bus_is_there():
+                    bucket = await self.js.object_store(topology.ARTIFACTS)
                 self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
         return self._artifacts
 
@@ -173,29 +237,35 @@ class Bus:
         `drained` is set once everything that was there has been taken.
         """
         end = None if follow else await self.last_seq()
-        following, sub = 1, None
+        following = 1
+        reader: _Reader | None = None
         try:
             while end is None or following <= end:
                 try:
-                    if sub is None:
-                        sub, pending = await self._reader(subjects, following)
-                        if pending == 0 and drained is not None:
+                    if reader is None:
+                        reader, waiting = await self._reader(subjects, following)
+                        if waiting == 0 and drained is not None:
                             drained.set()
-                    messages = await sub.fetch(256, timeout=1 if end is not None else 5)
+                    messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
                 except TimeoutError:
-                    if end is not None and await self._drained(sub):
+                    pending = await reader.pending() if reader is not None else None
+                    if pending == 0 and end is not None:
                         return
-                    if not await self._alive(sub):
-                        sub = None
+                    if pending is None:
+                        await _drop(reader)
+                        reader = None
                     continue
                 except NatsError:
-                    sub = None
+                    await _drop(reader)
+                    reader = None
                     await asyncio.sleep(0.3)
                     continue
                 for message in messages:
+                    if not reader.takes(message):
+                        await _drop(reader)
+                        reader = None
+                        break
                     seq = message.metadata.sequence.stream
-                    if seq < following:
-                        continue
                     following = seq + 1
                     try:
                         yield Logged(parse_event(message.data), seq)
@@ -204,13 +274,10 @@ class Bus:
                     if drained is not None and message.metadata.num_pending == 0:
                         drained.set()
         finally:
-            if sub is not None:
-                with contextlib.suppress(Exception):
-                    await sub.unsubscribe()
+            await _drop(reader)
 
-    async def _reader(
-        self, subjects: Sequence[str] | None, start: int
-    ) -> tuple[JetStreamContext.PullSubscription, int]:
+    async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
+        """A reader of the log from `start` on, and how many messages there are for it now."""
         config = ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=start,
@@ -221,24 +288,7 @@ class Bus:
         )
         info = await self.js.add_consumer(topology.EVENTS, config)
         sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
-        return sub, info.num_pending or 0
-
-    async def _alive(self, sub: JetStreamContext.PullSubscription | None) -> bool:
-        if sub is None:
-            return False
-        try:
-            await sub.consumer_info()
-        except (TimeoutError, NatsError):
-            return False
-        return True
-
-    async def _drained(self, sub: JetStreamContext.PullSubscription | None) -> bool:
-        if sub is None:
-            return False
-        try:
-            return (await sub.consumer_info()).num_pending == 0
-        except (TimeoutError, NatsError):
-            return False
+        return _Reader(sub), info.num_pending or 0
 
     async def progress(self, payload: Progress) -> None:
         """Tell who listens how far work is; lost if nobody does."""

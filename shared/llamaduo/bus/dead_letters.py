@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.kv import KeyConflict
 from llamaduo.bus.topology import DEAD_LETTERS
 from llamaduo.bus.work import Record
 from llamaduo.errors import UserInputError
-from llamaduo.events import AnyEvent, WorkFailed
+from llamaduo.events import AnyEvent, CallCounts, WorkFailed
 from llamaduo.identity import identity
 
 
@@ -34,7 +36,16 @@ class DeadLetter:
     body: bytes
 
 
-async def bury(bus: Bus, message: Msg, event: AnyEvent | None, *, reason: str, tries: int, source: str) -> None:
+async def bury(
+    bus: Bus,
+    message: Msg,
+    event: AnyEvent | None,
+    *,
+    reason: str,
+    tries: int,
+    source: str,
+    calls: CallCounts | None = None,
+) -> None:
     """Keep a message with its body and reason, and say so in the log. `event` is None where it is none of ours.
 
     The id holds stream, sequence number, time and consumer: a recreated stream counts from 1 again, and two
@@ -65,6 +76,7 @@ async def bury(bus: Bus, message: Msg, event: AnyEvent | None, *, reason: str, t
         attempts=tries,
         dead_letter=letter,
         source=source,
+        calls=calls or CallCounts(),
     )
     await bus.publish(failed)
 
@@ -126,13 +138,14 @@ async def _free_job(bus: Bus, dead: DeadLetter) -> None:
         return
     bucket = await bus.bucket("work")
     key = f"{dead.consumer}.{event_id}"
-    entry = await bucket.get(key)
-    if entry is None:
-        return
-    record = Record.model_validate_json(entry.value)
-    if record.state != "done":
+    while (entry := await bucket.get(key)) is not None:
+        record = Record.model_validate_json(entry.value)
+        if record.state == "done":
+            return
         fresh = record.model_copy(update={"state": "free", "until": 0.0, "releases": record.starts})
-        await bucket.update(key, fresh.model_dump_json().encode(), entry.revision)
+        with contextlib.suppress(KeyConflict):  # whoever gave it up may be writing that down just now
+            await bucket.update(key, fresh.model_dump_json().encode(), entry.revision)
+            return
 
 
 async def drop(bus: Bus, dead: DeadLetter) -> None:

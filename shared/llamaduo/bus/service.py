@@ -8,10 +8,13 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from aiohttp import web
 from faststream.nats import JStream, PullSub
+from faststream.nats.subscriber.usecases import PullStreamSubscriber
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -20,6 +23,7 @@ from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
+from llamaduo.errors import RetryableError, describe
 from llamaduo.events import AnyEvent, CancelRequested
 from llamaduo.settings import ServiceSettings
 from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
@@ -50,6 +54,7 @@ class Service:
         self._ready_checks: list[Callable[[], str | None]] = []
         self._background: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
         self._stop = asyncio.Event()
+        self._closing_connection = threading.Event()
         self._problems: list[str] = ["starting"]
 
     def on_event(self, listener: Callable[[AnyEvent], None]) -> None:
@@ -112,6 +117,8 @@ class Service:
             connecting.cancel()
             return
         bus = connecting.result()
+        self._closing_connection.clear()
+        threading.Thread(target=self._die_when_closed, args=[bus], name="closed connection", daemon=True).start()
         mirror = Mirror(bus, self.contract.reads)
         desk = Desk(bus, mirror, self.name, self.settings.replica, self.contract, self.timing, dict(self._roles))
         holder.append(desk)
@@ -120,35 +127,67 @@ class Service:
             mirror.on_event(listener)
         tasks: list[asyncio.Task[None]] = []
         try:
-            tasks = [asyncio.create_task(self._open(bus, mirror), name="opening")]
-            await asyncio.wait([*tasks, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not leaving.done():
-                tasks[0].result()
-                tasks = [asyncio.create_task(self._watch(bus, mirror), name="watch")]
+            opening = asyncio.create_task(self._open(bus, mirror), name="opening")
+            tasks = [opening, asyncio.create_task(self._hold_on(bus), name="connection")]
+            if await _first(leaving, tasks) is opening:
+                tasks.append(asyncio.create_task(self._watch(bus, mirror), name="watch"))
                 tasks += [asyncio.ensure_future(action(bus, mirror)) for action in self._background]
-                done, _ = await asyncio.wait([*tasks, leaving], return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {leaving}:
-                    task.result()
+                await _first(leaving, tasks[1:])
         finally:
             self._problems = ["stopping"]
             leaving.cancel()
             for task in tasks:
                 await ended(task)
+            desk.stopping = True
+            await _stop_fetching(bus)
             await desk.hand_back()
             for close in self._closing:
                 with contextlib.suppress(Exception):
                     await close()
             await mirror.stop()
+            self._closing_connection.set()
+            for subscriber in _pulling(bus):
+                subscriber.running, subscriber.subscription = False, None
             await bus.close()
+
+    def _die_when_closed(self, bus: Bus) -> None:
+        """End the process once its connection is closed for good by anything but leaving.
+
+        In a thread of its own: FastStream fetches from a closed connection without ever yielding, so the event loop
+        is frozen by then. A `closed_cb` of the client comes before or after the freeze, as it happens.
+        """
+        while not self._closing_connection.wait(min(1.0, self.timing.tick)):
+            if bus.client.is_closed:
+                log.critical("%s: a supervisor has to start this service anew", bus.lost)
+                logging.shutdown()
+                os._exit(GONE)
+
+    async def _hold_on(self, bus: Bus) -> None:
+        """Ends, with RuntimeError, when no more is tried to reconnect."""
+        while True:
+            if (lost := bus.lost) is not None:
+                raise RuntimeError(lost)
+            await asyncio.sleep(min(1.0, self.timing.tick))
 
     async def _open(self, bus: Bus, mirror: Mirror) -> None:
         """Everything up to the first message."""
         await self._wait_for_topology(bus)
         await mirror.start()
         for action in self._opening:
-            await action(bus, mirror)
+            await self._patiently(functools.partial(action, bus, mirror))
         self._subscribe(bus)
-        await bus.broker.start()
+        for subscriber in bus.broker.subscribers:
+            await self._patiently(subscriber.start)
+
+    async def _patiently(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do this step of opening; again for as long as the bus is away."""
+        while True:
+            try:
+                return await step()
+            except (NatsError, TimeoutError, RetryableError) as error:
+                log.warning("opening is put off: %s", describe(error))
+                self._problems = [f"opening is put off: {describe(error)}"]
+            await asyncio.sleep(min(1.0, self.timing.tick))
 
     def _subscribe(self, bus: Bus) -> None:
         for durable, _ in self._roles.values():
@@ -195,8 +234,8 @@ class Service:
             await bus.bucket("work")
         except NotFoundError:
             problems.append("bucket work does not exist: run `llamaduo bootstrap`")
-        except (NatsError, APIError, TimeoutError) as error:
-            return [f"the bus does not answer: {type(error).__name__}"]
+        except RetryableError as error:
+            return [str(error)]
         return problems
 
     async def _watch(self, bus: Bus, mirror: Mirror) -> None:
@@ -236,6 +275,31 @@ class Service:
             temp.write_text(str(port))
             temp.replace(self.settings.port_file)
         return runner
+
+
+def _pulling(bus: Bus) -> list[PullStreamSubscriber]:
+    return [subscriber for subscriber in bus.broker.subscribers if isinstance(subscriber, PullStreamSubscriber)]
+
+
+async def _stop_fetching(bus: Bus) -> None:
+    """Take no more messages, so that what is handed back goes to others and does not come here again at once.
+
+    The subscribers run on: one that does not would drop what has arrived already instead of settling it.
+    """
+    for subscriber in _pulling(bus):
+        if subscriber.subscription is not None:
+            with contextlib.suppress(NatsError):
+                await subscriber.subscription.unsubscribe()
+    with contextlib.suppress(NatsError, TimeoutError):
+        await bus.client.flush(timeout=2)
+
+
+async def _first(leaving: asyncio.Task[Any], tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[Any]:
+    """The first of these to end; its error is raised."""
+    done, _ = await asyncio.wait([leaving, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return leaving if leaving in done else done.pop()
 
 
 async def ended(task: asyncio.Task[None]) -> None:

@@ -18,17 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 from faststream import BaseMiddleware
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import bury
+from llamaduo.bus.keeping import HandedBack, beat, commit
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.topology import Durable, ServiceContract, Timing
-from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim
-from llamaduo.errors import BadEvent, BudgetExhausted, LeaseLost, NotYet, PermanentError, RetryableError
+from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused
+from llamaduo.errors import (
+    BadEvent,
+    BudgetExhausted,
+    LeaseLost,
+    NotYet,
+    PermanentError,
+    RetryableError,
+    describe,
+)
 from llamaduo.events import (
     AnyEvent,
     BudgetRefused,
+    CallCounts,
     Event,
     PromoteRequested,
     RollbackRequested,
@@ -43,12 +54,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ACK_TIMEOUT_S = 5.0
+LEAVING_PAUSE_S = 0.2
+"""Before others get a message that came to a service that is leaving: without it, two that leave play ping-pong."""
 AFTER_THE_END = (PromoteRequested, RollbackRequested)
 """What is worked on for a migration that has ended, too."""
-
-
-class HandedBack(Exception):
-    """The service is leaving: its job was stopped and goes back to the others."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,8 @@ class Desk:
     contract: ServiceContract
     timing: Timing
     roles: dict[str, tuple[Durable, Handler]]
-    running: dict[asyncio.Task[Any], str] = field(default_factory=dict)
+    running: dict[asyncio.Task[Any], str | None] = field(default_factory=dict)
+    """Work in hand, with the migration whose end or cancelling stops it; None where nothing does."""
     withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
     stopping: bool = False
 
@@ -117,8 +127,7 @@ class Desk:
                 task.cancel()
 
     async def hand_back(self) -> None:
-        """Cancel everything in hand and wait until each job was released and handed back."""
-        self.stopping = True
+        """Cancel everything in hand and wait until each job was stopped; `stopping` keeps new ones out."""
         tasks = list(self.running)
         for task in tasks:
             task.cancel()
@@ -171,15 +180,15 @@ class Message:
     async def settle(self, run: Callable[[], Awaitable[list[Event]]]) -> None:
         """From bytes to ack, nack or dead letter."""
         desk = self.desk
-        if desk.stopping:
-            await self._nack(0)
-            return
         try:
             event = parse_event(self.raw.data)
         except BadEvent as error:
             await self._dead_letter(None, str(error), 1)
             return
-        if desk.mirror.has_ended(event.migration) and not isinstance(event, AFTER_THE_END):
+        if desk.stopping:
+            await self._put_off(event, LEAVING_PAUSE_S)
+            return
+        if self._pointless(event):
             await self._ack()
             return
         if (view := desk.mirror.get(event.migration)) is not None and view.paused and self.durable.leased:
@@ -190,12 +199,20 @@ class Message:
         else:
             await self._unleased(event, run)
 
+    def _pointless(self, event: AnyEvent) -> bool:
+        """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
+        if isinstance(event, AFTER_THE_END):
+            return False
+        view = self.desk.mirror.get(event.migration)
+        cancelled = self.durable.leased and view is not None and view.cancel is not None
+        return cancelled or self.desk.mirror.has_ended(event.migration)
+
     async def _leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
         desk, timing = self.desk, self.desk.timing
         bucket = await desk.bus.bucket("work")
         claimed = await claim(
             bucket,
-            f"{self.durable.name}.{event.id}",
+            self._key(event),
             owner=desk.replica,
             now=time.time(),
             seconds=timing.lease,
@@ -215,12 +232,13 @@ class Message:
     async def _run_leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]], lease: Lease) -> None:
         try:
             results = await self._run(event, run, lease)
-            await lease.commit([encode_event(result).decode() for result in results])
+            encoded = [encode_event(result).decode() for result in results]
+            await commit(self.raw, lease, encoded, self.desk.timing, lambda: self.desk.stopping)
         except LeaseLost:
             log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
             return
         except (HandedBack, asyncio.CancelledError) as error:
-            with contextlib.suppress(LeaseLost):
+            with contextlib.suppress(LeaseLost, NatsError, TimeoutError):
                 await lease.release(counted=False)
             await self._nack(0)
             if isinstance(error, asyncio.CancelledError):
@@ -241,22 +259,23 @@ class Message:
         await self._ack()
 
     async def _unleased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
-        tries = self.raw.metadata.num_delivered
         try:
             for result in await self._run(event, run, None):
                 await self.desk.bus.publish(result)
         except (HandedBack, asyncio.CancelledError) as error:
-            await self._nack(0)
+            await self._put_off(event, 0)
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
         except NotYet as error:
-            await self._nack(error.delay)
+            await self._put_off(event, error.delay)
             return
         except Exception as error:
+            bucket = await self.desk.bus.bucket("work")
+            tries = max(1, self.raw.metadata.num_delivered - await excused(bucket, self._key(event)))
             if isinstance(error, PermanentError) or tries >= self.durable.attempts:
                 log.exception("%s gives up on %s", self.durable.name, event.type)
-                await self._dead_letter(event, describe(error), tries)
+                await self._dead_letter(event, describe(error), tries, getattr(error, "calls", None))
             else:
                 log.warning("%s: %s: %s, trying again", self.durable.name, event.type, describe(error))
                 await self._nack(self._delay(tries))
@@ -281,8 +300,13 @@ class Message:
         token = IN_HAND.set((self.handler, event, work))
         handling = asyncio.ensure_future(run())
         IN_HAND.reset(token)
-        beating = asyncio.create_task(self._beat(lease))
-        desk.running[handling] = event.migration
+        beating = asyncio.create_task(beat(self.raw, lease, desk.timing))
+        stoppable = self.durable.leased and not isinstance(event, AFTER_THE_END)
+        desk.running[handling] = event.migration if stoppable else None
+        if desk.stopping:  # it began to leave, or the migration ended, while the job was claimed
+            handling.cancel()
+        elif self._pointless(event):
+            desk.withdraw(event.migration)
         began = time.monotonic()
         WORK_IN_HAND.labels(self.durable.name).inc()
         outcome = "error"
@@ -302,15 +326,9 @@ class Message:
             outcome = "done"
         except BudgetExhausted as error:
             outcome = "budget"
-            results = [
-                BudgetRefused(
-                    migration=event.migration,
-                    what=error.what,
-                    limit=error.limit,
-                    spent=error.spent,
-                    job=event.id,
-                )
-            ]
+            refused = {"what": error.what, "limit": error.limit, "spent": error.spent}
+            bought = error.calls or CallCounts()
+            results = [BudgetRefused(migration=event.migration, job=event.id, calls=bought, **refused)]
         except asyncio.CancelledError:
             outcome = "handed_back"
             handling.cancel()
@@ -330,24 +348,6 @@ class Message:
         stamp = {"source": source, "at": datetime.now(UTC)}
         return [result.model_copy(update=stamp) for result in results]
 
-    async def _beat(self, lease: Lease | None) -> None:
-        """Heartbeat until cancelled. Ends with LeaseLost when the lease is another's or ran out unrefreshed."""
-        timing = self.desk.timing
-        good_until = time.monotonic() + timing.lease
-        while True:
-            await asyncio.sleep(timing.heartbeat)
-            try:
-                async with asyncio.timeout(max(1.0, timing.heartbeat)):
-                    await self.raw.in_progress()
-                    if lease is not None:
-                        await lease.refresh(time.time())
-                good_until = time.monotonic() + timing.lease
-            except LeaseLost:
-                raise
-            except Exception as error:
-                if lease is not None and time.monotonic() > good_until:
-                    raise LeaseLost("the lease ran out while the bus was away") from error
-
     async def _again(self, event: AnyEvent, lease: Lease, error: Exception) -> None:
         tries = lease.attempt
         if tries >= self.durable.attempts:
@@ -364,7 +364,7 @@ class Message:
 
     async def _give_up(self, event: AnyEvent, lease: Lease, error: Exception, tries: int) -> None:
         log.error("%s gives up on %s: %s", self.durable.name, event.type, describe(error))
-        await self._dead_letter(event, describe(error), tries)
+        await self._dead_letter(event, describe(error), tries, getattr(error, "calls", None))
         with contextlib.suppress(LeaseLost):
             await lease.release(counted=True)
 
@@ -378,17 +378,32 @@ class Message:
         except Exception as error:
             log.warning("an ack was not confirmed (%s): the message comes again and is found done", error)
 
+    async def _put_off(self, event: AnyEvent, delay: float) -> None:
+        """Send it back without a fault of its own, which the broker's count of deliveries cannot tell."""
+        if not self.durable.leased:
+            with contextlib.suppress(RetryableError, NatsError, TimeoutError):
+                await excuse(await self.desk.bus.bucket("work"), self._key(event))
+        await self._nack(delay)
+
+    def _key(self, event: AnyEvent) -> str:
+        """Of the job's record."""
+        return f"{self.durable.name}.{event.id}"
+
     async def _nack(self, delay: float) -> None:
         with contextlib.suppress(Exception):
             await self.raw.nak(delay=delay if delay > 0 else None)
 
-    async def _dead_letter(self, event: AnyEvent | None, reason: str, tries: int) -> None:
+    async def _dead_letter(
+        self, event: AnyEvent | None, reason: str, tries: int, calls: CallCounts | None = None
+    ) -> None:
         desk = self.desk
-        await bury(desk.bus, self.raw, event, reason=reason, tries=tries, source=f"{desk.service}/{desk.replica}")
+        await bury(
+            desk.bus,
+            self.raw,
+            event,
+            reason=reason,
+            tries=tries,
+            source=f"{desk.service}/{desk.replica}",
+            calls=calls,
+        )
         await self.raw.term()
-
-
-def describe(error: BaseException) -> str:
-    """An error as one line: its kind and text."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

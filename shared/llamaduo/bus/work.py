@@ -8,6 +8,7 @@ message finds them and announces them again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,10 @@ from llamaduo.errors import LeaseLost
 
 
 class Record(BaseModel):
-    """A job's record. `starts` minus `releases` is how often it was begun and not handed back in order."""
+    """A job's record. `starts` minus `releases` is how often it was begun and not handed back in order.
+
+    Where jobs are not leased the broker counts the starts, and this only the `releases`.
+    """
 
     model_config = ConfigDict(frozen=True)
     state: Literal["free", "running", "done"] = "free"
@@ -98,17 +102,24 @@ class Lease:
                     self._revision = await self._bucket.update(self._key, body, self._revision)
                     break
                 except KeyConflict as error:
-                    await self._look_again(error)
+                    if await self._look_again(record, error):
+                        break
             self._record = record
 
-    async def _look_again(self, error: KeyConflict) -> None:
-        """A write of ours whose reply was lost moved the revision on: still ours while owner and start are."""
+    async def _look_again(self, wanted: Record, error: KeyConflict) -> bool:
+        """A write of ours whose reply was lost moved the revision on: still ours while owner and start are.
+
+        True where it was the very write that is being tried again.
+        """
         entry = await self._bucket.get(self._key)
         found = Record.model_validate_json(entry.value) if entry is not None else None
         mine = (self._record.owner, self._record.starts)
-        if entry is None or found is None or (found.owner, found.starts) != mine or found.state != "running":
+        if entry is None or found is None or (found.owner, found.starts) != mine:
+            raise LeaseLost(self._key) from error
+        if found != wanted and found.state != "running":
             raise LeaseLost(self._key) from error
         self._revision = entry.revision
+        return found == wanted
 
     async def refresh(self, now: float) -> None:
         """Keep it for `seconds` more. LeaseLost if it is another's."""
@@ -117,7 +128,7 @@ class Lease:
     async def commit(self, results: list[str]) -> None:
         """The one commit point: the job is done and this came of it. LeaseLost if it is another's.
 
-        Where only the reply of this very write was lost, the message comes again and is found finished.
+        May be tried again where a reply did not come.
         """
         await self._write(state="done", until=0.0, results=results)
 
@@ -145,3 +156,26 @@ async def claim(
     except KeyConflict:
         return Wait(min(1.0, seconds))
     return Lease(bucket, key, Run(mine, revision), seconds)
+
+
+async def is_done(bucket: KeyValue, key: str) -> bool:
+    """Whether the results of a job have been committed."""
+    entry = await bucket.get(key)
+    return entry is not None and Record.model_validate_json(entry.value).state == "done"
+
+
+async def excuse(bucket: KeyValue, key: str) -> None:
+    """Note that a delivery of a job that is not leased was handed back, and was no failed try."""
+    while True:
+        entry = await bucket.get(key)
+        record = Record.model_validate_json(entry.value) if entry else Record()
+        body = record.model_copy(update={"releases": record.releases + 1}).model_dump_json().encode()
+        with contextlib.suppress(KeyConflict):
+            await (bucket.update(key, body, entry.revision) if entry else bucket.create(key, body))
+            return
+
+
+async def excused(bucket: KeyValue, key: str) -> int:
+    """How many deliveries of such a job were no failed tries."""
+    entry = await bucket.get(key)
+    return Record.model_validate_json(entry.value).releases if entry else 0

@@ -17,19 +17,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Coverage datasets: check one and count what is in it.")
 
-_SOURCE = "JSON lines, a JSON array, CSV or Parquet; or hf://owner/name[@revision][:config][/split]."
-_SKIP_BAD = "Go on without the bad lines; each is listed."
+SOURCE = r"JSON lines, a JSON array, CSV or Parquet; or hf://owner/name\[@revision]\[:config]\[/split]."
+SKIP_BAD = "Go on without the bad lines; each is listed."
+COLUMN = "OURS=THEIRS where a column has another name; may be repeated."
 
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help=_SOURCE)],
+    file: Annotated[str, typer.Argument(help=SOURCE)],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP_BAD)] = False,
-    column: Annotated[
-        list[str] | None,
-        typer.Option("--column", help="OURS=THEIRS where a column has another name; may be repeated."),
-    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
+    column: Annotated[list[str] | None, typer.Option("--column", help=COLUMN)] = None,
     base_model: Annotated[
         Path | None, typer.Option(help="A model folder: its tokenizer then counts the tokens.")
     ] = None,
@@ -57,7 +55,7 @@ def inspect(
 def merge(
     out: Annotated[Path, typer.Argument(help="The file to write: JSON lines, sorted.")],
     files: Annotated[list[str], typer.Argument(help="Datasets of any kind, or files that `merge` wrote.")],
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP_BAD)] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
 ) -> None:
     """Merge datasets into one: each row once, your own before generated ones.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import http.client
 import importlib.util
 import os
 import platform
@@ -258,8 +259,8 @@ def unreachable(url: str) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         return None if error.code < 500 else f"status {error.code}"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", None) or error or type(error).__name__)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
 
 
 def bus(machine: Machine) -> Finding:

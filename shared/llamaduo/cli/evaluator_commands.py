@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -139,7 +140,7 @@ def check(
     version: CheckerVersion = "1",
     timeout: Timeout = 10.0,
     rows: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="A coverage dataset to try it on; its own answers and an empty one are marked."),
     ] = None,
 ) -> None:
@@ -195,7 +196,10 @@ def chosen(
     if name is None:
         raise UserInputError("a program needs a name", field="--name")
     check_name(name, "--name")
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserInputError(f"{command!r}: {str(error).lower()}", field="--exec") from error
     program = shutil.which(words[0]) if words else None
     if program is None:
         raise UserInputError(f"{command!r}: no such program, or it may not be executed", field="--exec")
@@ -214,7 +218,7 @@ def metric_of(text: str) -> tuple[str, MetricRange]:
 
     match = re.fullmatch(r"([a-z][a-z0-9_-]{0,40}):(-?[0-9.]+):(-?[0-9.]+)(:lower)?", text)
     try:
-        if match is None or not float(match[2]) < float(match[3]):
+        if match is None or not -math.inf < float(match[2]) < float(match[3]) < math.inf:
             raise ValueError
         return match[1], MetricRange(low=float(match[2]), high=float(match[3]), higher_is_better=not match[4])
     except ValueError:

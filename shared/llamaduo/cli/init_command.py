@@ -3,65 +3,79 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
 
+from llamaduo.cli.data_commands import COLUMN, SKIP_BAD, SOURCE
+
 
 def init(
-    data: Annotated[Path, typer.Argument(help="The coverage dataset, JSON lines.")],
+    data: Annotated[str, typer.Argument(help=f"The coverage dataset: {SOURCE}")],
     out: Annotated[Path, typer.Option(help="The spec to write.")] = Path("migration.yaml"),
     name: Annotated[str | None, typer.Option(help="The migration's name; default: the dataset's.")] = None,
     service_llm: Annotated[str, typer.Option(help="Who does the task today, provider:model.")] = "openai:gpt-4o",
     base_model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; default: by this machine.")] = None,
+    column: Annotated[list[str] | None, typer.Option("--column", help=COLUMN)] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a spec that is there.")] = False,
 ) -> None:
     """Write a commented migration.yaml for a dataset: look at its rows, choose evaluators, gate, model and recipe.
 
-    It is a beginning that passes `llamaduo migrate --check`, not an optimum.
+    It is a beginning that passes `llamaduo migrate --check`, not an optimum; what would not pass is not written.
     """
+    from llamaduo.cli.data_commands import columns_of, tell_skipped
     from llamaduo.cli.plan_command import planned
-    from llamaduo.cli.submission import prepare
-    from llamaduo.coverage_files import read_coverage
+    from llamaduo.cli.submission import check
+    from llamaduo.coverage_files import sound
     from llamaduo.errors import UserInputError
-    from llamaduo.migrations.spec_file import parse_spec
+    from llamaduo.hub_datasets import ON_THE_HUB
+    from llamaduo.migrations.spec_file import spec_at
     from llamaduo.planning.draft import draft_spec
     from llamaduo.planning.machine import this_machine
     from llamaduo.planning.page import key_lines
 
-    rows = read_coverage(data)
-    if out.exists() and out.samefile(data):
+    columns, on_the_hub = columns_of(column or []), data.startswith(ON_THE_HUB)
+    found = sound(data, columns, skip_bad=skip_bad)
+    tell_skipped(found.bad, len(found.rows))
+    if out.exists() and not on_the_hub and out.samefile(data):
         raise UserInputError("is the dataset itself", file=str(out), hint="--out names the spec to write")
     if out.exists() and not force:
         raise UserInputError("is there already", file=str(out), hint="--force writes over it, --out names another")
     try:
         text = draft_spec(
-            rows,
+            list(found.rows.values()),
             name=name or name_of(data),
-            coverage=os.path.relpath(data.resolve(), out.resolve().parent),
+            coverage=data if on_the_hub else os.path.relpath(Path(data).resolve(), out.resolve().parent),
             machine=this_machine(),
             service_llm=service_llm,
             base_model=_as_seen_from(base_model, out),
+            columns=columns,
         )
     except UserInputError as error:
-        raise UserInputError(error.message, file=str(data), hint=error.hint) from error
-    parse_spec(text, str(out))  # a name or model of the command line that is none, before anything is written
+        raise UserInputError(error.message, file=data, hint=error.hint) from error
+    try:
+        prepared = check(spec_at(out, text), environment=os.environ, keys_needed=False, skip_bad=skip_bad)
+    except UserInputError as error:
+        if error.file != str(out):
+            raise
+        # There is no such file yet whose line could be named.
+        raise UserInputError(error.message, field=error.field, hint=error.hint) from error
     out.write_text(text, "utf-8")
-    prepared = prepare(out, environment=os.environ, keys_needed=False)
     plan = planned(prepared)
     for line in [*key_lines(plan), *(f"note: {note}" for note in [*prepared.notes, *plan.notes])]:
         typer.echo(line, err=True)
     typer.echo(str(out))
 
 
-def name_of(data: Path) -> str:
-    """A migration's name from a file's; `migration` where it gives none."""
-    from llamaduo.migrations.spec import NAME_PATTERN
-    from llamaduo.migrations.spec_file import likely_value
+def name_of(data: str) -> str:
+    """A migration's name from the last part of a path or address; `migration` where that gives none."""
+    from llamaduo.hub_datasets import ON_THE_HUB, parse_address
+    from llamaduo.migrations.spec_file import likely_name
 
-    found = likely_value(NAME_PATTERN, data.stem)
-    return found.split("'")[1] if found else "migration"
+    last = parse_address(data).repo.rpartition("/")[2] if data.startswith(ON_THE_HUB) else PurePosixPath(data).stem
+    return likely_name(last) or "migration"
 
 
 def _as_seen_from(base_model: str | None, out: Path) -> str | None:

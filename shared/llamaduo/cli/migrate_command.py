@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamaduo.cli.data_commands import SKIP_BAD
+
 if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
     from llamaduo.cli.spec_checks import EvaluatorOnBus
@@ -27,9 +29,7 @@ def migrate(
     service_llm_url: Annotated[str | None, typer.Option(help="Another address of the service LLM.")] = None,
     service_llm: Annotated[str | None, typer.Option(help="Another service LLM, provider:model.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds its key.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Go on without the dataset's bad lines; each is listed.")
-    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     submission: Annotated[int, typer.Option(min=1, help="Raise it to run the very same migration once more.")] = 1,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before submitting.")] = False,
 ) -> None:

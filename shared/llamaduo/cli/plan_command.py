@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamaduo.cli.data_commands import SKIP_BAD
+
 if TYPE_CHECKING:
     from llamaduo.cli.submission import Submission
     from llamaduo.migrations.spec import ServiceLLM
@@ -17,16 +19,19 @@ if TYPE_CHECKING:
 def plan(
     spec: Annotated[Path, typer.Argument(help="The migration's YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
 ) -> None:
     """Say what a migration will take: calls, money, hours, memory, and what its test rows can tell.
 
     Checks spec and data like `migrate`, starts nothing, needs no bus and no key. Figures are estimates.
     """
     from llamaduo.cli.connect import run
+    from llamaduo.cli.data_commands import tell_skipped
     from llamaduo.cli.submission import prepare
     from llamaduo.planning.page import page
 
-    prepared = prepare(spec, environment=os.environ, keys_needed=False)
+    prepared = prepare(spec, environment=os.environ, keys_needed=False, skip_bad=skip_bad)
+    tell_skipped(prepared.skipped, len(prepared.rows))
     made = planned(prepared)
     notes = [*prepared.notes, *made.notes, *run(_evaluators(prepared))]
     made = made.model_copy(update={"notes": notes})

@@ -92,7 +92,7 @@ def status(
             return
         for service in services:
             again = f", started again {service['restarts']} times" if service["restarts"] else ""
-            typer.echo(f"{service['name']:<18} {service['state']} (pid {service['pid']}{again})")
+            typer.echo(f"{service['name']:<20} {service['state']} (pid {service['pid']}{again})")
         if services:
             typer.echo("")
         if not rows:

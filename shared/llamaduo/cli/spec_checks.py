@@ -9,17 +9,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llamaduo.base_models import check_folder
-from llamaduo.built_in_evaluators import METRICS, ON_WISH
+from llamaduo.built_in_evaluators import METRICS, NOISY, ON_WISH
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.best_case import fewest_rows, parity_gate, right_of
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.quotas import rows_by_split
-from llamaduo.migrations.resolution import alpha_of_round
+from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
 from llamaduo.names import did_you_mean
-from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_variables
+from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_sources, key_variables
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
@@ -100,6 +100,16 @@ def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
         )
 
 
+def check_slices(found: SpecFile, rows: Sequence[Row]) -> None:
+    """UserInputError for a floor of a column that no row has."""
+    columns = {column for row in rows for column, value in row.meta.items() if value is not None}
+    for column in found.spec.gate.slices:
+        if column not in columns:
+            near = did_you_mean(column, sorted(columns))
+            there = f"there are {', '.join(sorted(columns)[:8])}" if columns else "rows have no other columns"
+            raise found.mistake(("gate", "slices", column), f"no row has a column {column!r}", near or there)
+
+
 def check_test_rows(found: SpecFile, rows: int) -> list[str]:
     """Notes where the test rows are few for the gate. UserInputError where not even a perfect model could pass.
 
@@ -107,7 +117,7 @@ def check_test_rows(found: SpecFile, rows: int) -> list[str]:
     """
     gate, test = found.spec.gate, rows_by_split(rows, found.spec.splits)["test"]
     last_round = found.spec.budgets.rounds - 1
-    first, last = (alpha_of_round(gate.confidence, number) for number in (0, last_round))
+    first, last = (alpha_of_look(found.spec, number, NOISY) for number in (0, last_round))
     notes = []
     for key, threshold in gate.absolute.items():
         evaluator, _, metric = key.partition(".")
@@ -204,16 +214,16 @@ def check_keys(
         if roles is not None and role not in roles:
             continue
         variables = key_variables(llm)
-        accepted = [*variables, f"{llm.api_key_env}_FILE"] if llm.api_key_env in variables else list(variables)
+        accepted = key_sources(llm)
         # Nobody can tell for a provider that takes its credentials from elsewhere.
         if not accepted or (of_services is not None and set(accepted) & set(of_services)):
             continue
         here = [name for name in accepted if environment.get(name)]
+        named = " or ".join(variables)
         if llm.base_url is not None:
             if not here:
-                notes.append(f"{role}: {llm.api_key_env} is not set; {llm.base_url} will be called without a key")
+                notes.append(f"{role}: {named} is not set; {llm.base_url} will be called without a key")
             continue
-        named = " or ".join(variables)
         if not here:
             message = f"the environment variable {named} is not set"
             hint = f"export {variables[0]}=… before `llamaduo up` and this command"

@@ -14,6 +14,7 @@ from llamaduo.cli.spec_checks import (
     check_gate,
     check_keys,
     check_providers,
+    check_slices,
     check_splits,
     check_test_rows,
     check_tools,
@@ -96,19 +97,39 @@ def prepare(
     keys_needed: bool = True,
     skip_bad: bool = False,
 ) -> Submission:
-    """Read and check a spec and its dataset. UserInputError for the first thing that would not work.
+    """Read and check a spec and its dataset, see `check`."""
+    return check(
+        with_overrides(read_spec(path), overrides or Overrides()),
+        number=number,
+        environment=environment,
+        key_names_of_services=key_names_of_services,
+        keys_needed=keys_needed,
+        skip_bad=skip_bad,
+    )
+
+
+def check(
+    found: SpecFile,
+    *,
+    number: int = 1,
+    environment: Mapping[str, str],
+    key_names_of_services: list[str] | None = None,
+    keys_needed: bool = True,
+    skip_bad: bool = False,
+) -> Submission:
+    """Check a spec and its dataset. UserInputError for the first thing that would not work.
 
     `key_names_of_services`: the key variables that running services have, where that is known. Keys come last, so
     that a missing one hides nothing; where they are not needed yet it is only a note. `skip_bad`: go on without the
     dataset's bad lines.
     """
-    found = with_overrides(read_spec(path), overrides or Overrides())
     check_gate(found)
     check_providers(found)
     notes = check_base_model(found)
     coverage = sound(found.spec.coverage, found.spec.columns, skip_bad=skip_bad)
     rows = list(coverage.rows.values())
     check_tools(found, rows)
+    check_slices(found, rows)
     check_splits(found, len(rows))
     notes += check_test_rows(found, len(rows))
     notes += doubtful_evaluators(found)

@@ -12,6 +12,7 @@ from llamaduo import __version__
 from llamaduo.events import (
     AdapterPromoted,
     AdapterTrained,
+    BudgetRefused,
     CallCounts,
     DatasetReady,
     EvalFailed,
@@ -21,7 +22,9 @@ from llamaduo.events import (
     Marks,
     MigrationCompleted,
     MigrationStopped,
+    ReferencesRequested,
     ResponsesGenerated,
+    WorkFailed,
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
@@ -256,14 +259,28 @@ def _windows(view: MigrationView, until: datetime) -> tuple[dict[int, tuple[date
 
 
 def _calls(view: MigrationView, wall: float) -> CallsPart:
-    events: list[DatasetReady | ResponsesGenerated | EvalScored] = [
+    events: list[DatasetReady | ResponsesGenerated | EvalScored | BudgetRefused | WorkFailed] = [
         *view.of_type(DatasetReady),
         *view.of_type(ResponsesGenerated),
         *view.of_type(EvalScored),
+        *view.refusals,
+        # A dead letter that was put back and then done: its result counts what was bought before, too.
+        *(failure for failure in view.failures if not _done_after_all(view, failure)),
     ]
     total = sum((event.calls for event in events), CallCounts())
     price = view.spec.costs.machine_hour if view.spec else 0.0
     return CallsPart(**total.model_dump(), machine_money=round(price * wall / 3600, 4))
+
+
+def _done_after_all(view: MigrationView, failure: WorkFailed) -> bool:
+    """Whether the work that was given up has a result."""
+    asked = view.events.get(failure.job)
+    if isinstance(asked, ResponsesGenerated):
+        marked = view.scored(asked.candidate.key, asked.split, failure.consumer.removeprefix("evaluator-"))
+        return asked.shard in marked
+    if isinstance(asked, ReferencesRequested):
+        return asked.shard in view.generated(asked.candidate.key, asked.split)
+    return isinstance(asked, EvalFailed) and view.dataset(asked.round + 1) is not None
 
 
 def _evaluators(view: MigrationView) -> list[EvaluatorPart]:

@@ -14,7 +14,7 @@ from llamaduo.events import EvalScored, MarkedSplit, MetricRange
 from llamaduo.migrations.agreement import krippendorff_alpha, noise_of, repeated_marks
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import mean_by_row, scales_of, wilson
-from llamaduo.migrations.resolution import alpha_of_round, prompts_for, smallest_gap, spread_of
+from llamaduo.migrations.resolution import alpha_of_look, prompts_for, smallest_gap, spread_of
 from llamaduo.migrations.spec import MigrationSpec
 
 PAPER_ANSWERS, PAPER_MARKS = 4, 10
@@ -137,7 +137,7 @@ def _scales(view: MigrationView, evaluator: str) -> Mapping[str, MetricRange]:
 def _resolution(view: MigrationView, spec: MigrationSpec, number: int) -> list[ResolutionPart]:
     data = view.dataset(number)
     prompts = data.rows.get("test", 0) if data else 0
-    alpha = alpha_of_round(spec.gate.confidence, number)
+    alpha = alpha_of_look(spec, number, {event.evaluator for event in view.of_type(EvalScored) if event.noisy})
     parts = []
     for evaluator in spec.required:
         own, service = (_by_row(view, key, "test", evaluator) for key in (f"round-{number}", "service"))
@@ -203,7 +203,7 @@ def _agreement(view: MigrationView, number: int) -> list[AgreementPart]:
 
 
 def _slices(view: MigrationView, spec: MigrationSpec, number: int) -> list[SlicePart]:
-    parts = []
+    parts: list[tuple[float, SlicePart]] = []
     for column, rule in sorted(spec.gate.slices.items()):
         evaluator, metric = spec.gate.metric_of(column).split(".")
         events = _events(view, f"round-{number}", "test", evaluator)
@@ -218,21 +218,22 @@ def _slices(view: MigrationView, spec: MigrationSpec, number: int) -> list[Slice
         for value, marks in sorted(by_value.items()):
             told = wilson(marks, scale, spec.gate.confidence)
             short = told.mean < rule.floor if scale.higher_is_better else told.mean > rule.floor
-            parts.append(
-                SlicePart(
-                    column=column,
-                    value=value,
-                    name=f"{evaluator}.{metric}",
-                    n=told.n,
-                    mean=round(told.mean, 4),
-                    low=round(told.low, 4),
-                    high=round(told.high, 4),
-                    floor=rule.floor,
-                    state="too_few" if told.n < rule.min_rows else "below" if short else "above",
-                    decides=rule.decides,
-                )
+            part = SlicePart(
+                column=column,
+                value=value,
+                name=f"{evaluator}.{metric}",
+                n=told.n,
+                mean=round(told.mean, 4),
+                low=round(told.low, 4),
+                high=round(told.high, 4),
+                floor=rule.floor,
+                state="too_few" if told.n < rule.min_rows else "below" if short else "above",
+                decides=rule.decides,
             )
-    return sorted(parts, key=lambda part: part.mean)
+            share = (told.mean - scale.low) / (scale.high - scale.low)
+            parts.append((share if scale.higher_is_better else 1 - share, part))
+    # By shares of each scale: metrics of several columns differ in scale, and in which end is good.
+    return [part for _, part in sorted(parts, key=lambda one: one[0])]
 
 
 def _noise(view: MigrationView) -> list[NoisePart]:

@@ -134,7 +134,10 @@ def _no_better_than_copying(view: MigrationView, marks_by_round: Mapping[int, Ma
         for metric, rows in sorted(mean_by_row(scored)[0].items()):
             trained, copied = marks_by_round[last].get(evaluator, {}).get(metric), fmean(rows.values())
             scale = _scales(view).get((evaluator, metric), MetricRange())
-            if trained is None or (trained.mean > copied) == scale.higher_is_better:
+            better = trained is not None and (
+                trained.mean > copied if scale.higher_is_better else trained.mean < copied
+            )
+            if trained is None or better:
                 continue
             found.append(
                 f"{evaluator}.{metric} of round {last} is {trained.mean:.3g}; copying the nearest train row's answer "

@@ -8,8 +8,10 @@ simulation; the promised error rate does not depend on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import NormalDist
+
+from llamaduo.migrations.spec import MigrationSpec
 
 TOLD_IN = 0.9
 """Share of cases in which a difference of the size named here is told."""
@@ -20,6 +22,15 @@ _LOST_BY_BETTING = 1.5
 def alpha_of_round(confidence: float, number: int) -> float:
     """The error spent on round `number` (0-based): (1 - confidence) * 6 / (pi^2 * (number + 1)^2), summing to all."""
     return (1 - confidence) * 6 / (math.pi**2 * (number + 1) ** 2)
+
+
+def alpha_of_look(spec: MigrationSpec, number: int, noisy: Collection[str]) -> float:
+    """The error that one look at round `number` may spend: first marks and each repeat allowed share it equally.
+
+    `noisy` are the evaluators that can be asked again; where none of them decides there is one look.
+    """
+    looks = 1 + (spec.marking.repeats if any(name in noisy for name in spec.awaited) else 0)
+    return alpha_of_round(spec.gate.confidence, number) / looks
 
 
 def spread_of(shares: Sequence[float]) -> float:

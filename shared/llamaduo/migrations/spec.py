@@ -17,6 +17,8 @@ MODEL_PATTERN = r"^[a-z0-9_-]+:.+$"
 VARIABLE_PATTERN = r"^[A-Z][A-Z0-9_]*$"
 LARGEST_SEED = 2**32 - 1
 """The largest that numpy takes."""
+MOST_ANSWERS_IN_A_SHARD = 1_000
+"""Their marks travel in one event, which has to fit into a message of the bus."""
 FEWEST: dict[Split, int] = {"train": 4, "validation": 2, "test": 8, "holdout": 0}
 """Rows without which a split is of no use."""
 
@@ -215,6 +217,17 @@ class MigrationSpec(Strict):
     costs: Costs = Costs()
     promotion: Literal["auto", "manual"] = "auto"
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+
+    @model_validator(mode="after")
+    def _marks_of_a_shard_fit(self) -> MigrationSpec:
+        rows, answers = self.marking.shard_rows, self.generation.answers
+        if rows * answers > MOST_ANSWERS_IN_A_SHARD:
+            raise wrong_at(
+                ("marking", "shard_rows"),
+                f"{rows} rows of {answers} answers are more than the {MOST_ANSWERS_IN_A_SHARD} of a shard",
+                f"at most {MOST_ANSWERS_IN_A_SHARD // answers}",
+            )
+        return self
 
     @model_validator(mode="after")
     def _gate_is_marked(self) -> MigrationSpec:

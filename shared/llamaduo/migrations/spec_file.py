@@ -88,7 +88,12 @@ class _Loader(yaml.SafeLoader):
 
 def read_spec(path: Path) -> SpecFile:
     """Read `migration.yaml`; paths in it are relative to its folder and come back absolute."""
-    found = parse_spec(read_text(path), str(path))
+    return spec_at(path, read_text(path))
+
+
+def spec_at(path: Path, text: str) -> SpecFile:
+    """A spec from its text as if it stood at `path`, be it written there or not."""
+    found = parse_spec(text, str(path))
     folder = path.resolve().parent
     changes: dict[str, Any] = {"coverage": str(_coverage(found, folder))}
     local = (folder / Path(found.spec.base_model).expanduser()).resolve()
@@ -259,10 +264,15 @@ def _hint(error: ErrorDetails, path: KeyPath) -> str | None:
     return None
 
 
+def likely_name(text: str) -> str:
+    """A migration's name from any text; empty where nothing in it can be one."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-").lstrip("0123456789-")[:41]
+
+
 def likely_value(pattern: str, value: str) -> str | None:
     """The value of this pattern that was probably meant."""
     if pattern == NAME_PATTERN:
-        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-").lstrip("0123456789-")[:41]
+        slug = likely_name(value)
         return f"did you mean {slug!r}?" if slug else None
     if pattern == VARIABLE_PATTERN:
         return "e.g. OPENAI_API_KEY"

@@ -8,12 +8,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, PAIRWISE
+from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, NOISY, PAIRWISE
 from llamaduo.events import Split
 from llamaduo.migrations.best_case import fewest_rows
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.planned_rows import planned_calls
-from llamaduo.migrations.resolution import alpha_of_round
+from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.planning.sizes import Sizes
 
@@ -22,11 +22,11 @@ Role = Literal["service_llm", "teacher", "judge"]
 CALLS_AN_ANSWER: dict[str, int] = {LLM_JUDGE: 1, PAIRWISE: 2}
 """Evaluator -> calls for one answer. What is not here asks no service LLM, or is somebody's own."""
 JUDGE_PROMPT, JUDGE_ANSWER, JUDGE_ANSWER_MOST = 450, 120, 1024
-"""Tokens: what the judge is told beside the three texts, two reasons and marks, and the most it may say."""
+"""Tokens: what the judge is told beside the three texts, two reasons and marks, and the most it may say. At most, a
+byte is a token, as at the door of the budget.
+"""
 SYNTHESIS_PROMPT, SYNTHESIS_ANSWER_MOST = 350, 4096
 EXAMPLES_A_CALL, TOKENS_A_PAIR, TOKENS_A_CHECK = 5, 12, 30
-LARGEST_TOKENS_A_BYTE = 1.0
-"""As the door of the budget counts."""
 
 
 class Stage(BaseModel):
@@ -76,10 +76,12 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
             first=first,
             every=every,
             most=every * (1 + repeats),
-            input_tokens=JUDGE_PROMPT + sizes.prompt + sizes.answer + answer,
+            input_tokens=JUDGE_PROMPT + sizes.prompt + sizes.form + sizes.answer + answer,
             output_tokens=JUDGE_ANSWER,
             input_tokens_most=4 * JUDGE_PROMPT
-            + LARGEST_TOKENS_A_BYTE * (sizes.prompt_bytes + sizes.answer_bytes)
+            + sizes.prompt_bytes
+            + sizes.form_bytes
+            + sizes.answer_bytes
             + 4 * spec.generation.max_tokens,
             output_tokens_most=JUDGE_ANSWER_MOST,
         )
@@ -93,9 +95,9 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
             first=test * samples,
             every=test * samples,
             most=test * samples,
-            input_tokens=sizes.prompt,
+            input_tokens=sizes.prompt + sizes.form,
             output_tokens=answer,
-            input_tokens_most=sizes.prompt_bytes * LARGEST_TOKENS_A_BYTE + 64,
+            input_tokens_most=sizes.request_most,
             output_tokens_most=spec.generation.max_tokens,
         ),
         judged("marks of these answers", "once", test * marks, test * marks, test * marks),
@@ -157,5 +159,5 @@ def rows_of_an_early_pass(spec: MigrationSpec, test: int) -> int:
         scale = METRICS.get(evaluator, {}).get(metric)
         if scale is None:
             return test
-        needed.append(fewest_rows(to_unit(threshold, scale), alpha_of_round(spec.gate.confidence, 0)) or test)
+        needed.append(fewest_rows(to_unit(threshold, scale), alpha_of_look(spec, 0, NOISY)) or test)
     return min(test, max(needed))

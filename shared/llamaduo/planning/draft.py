@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llamaduo.built_in_evaluators import EXACT_MATCH, LLM_JUDGE
@@ -13,7 +13,7 @@ from llamaduo.errors import UserInputError
 from llamaduo.migrations.best_case import fewest_rows, parity_gate
 from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
-from llamaduo.migrations.spec import FEWEST, Splits, Synthesis
+from llamaduo.migrations.spec import FEWEST, Column, Splits, Synthesis
 from llamaduo.planning.known_models import KnownModel, first_try
 from llamaduo.planning.machine import Machine
 from llamaduo.planning.sizes import Sizes, sizes_of
@@ -76,8 +76,10 @@ def draft_spec(
     machine: Machine,
     service_llm: str = "openai:gpt-4o",
     base_model: str | None = None,
+    columns: Mapping[Column, str] | None = None,
 ) -> str:
-    """A spec for these different rows as YAML; `coverage` is the path as it stands in it.
+    """A spec for these different rows as YAML; `coverage` is the path, and `columns` are the names, as they stand in
+    it.
 
     UserInputError where they are fewer than any migration needs.
     """
@@ -97,6 +99,7 @@ def draft_spec(
         "# task: >",
         "#   Turn a short message from a customer into …",
         f"coverage: {json.dumps(coverage, ensure_ascii=False)}",
+        *([f"columns: {json.dumps(dict(columns), ensure_ascii=False)}"] if columns else []),
         "",
         *_base_model(known, base_model, machine),
         "",

@@ -31,7 +31,7 @@ def page(plan: Plan) -> str:
 
 def key_lines(plan: Plan) -> list[str]:
     """Calls and money, hours, and what the test rows can tell: three lines."""
-    gaps = "; ".join(gap_words(one) for one in plan.telling) or "what they can tell depends on your evaluator's scale"
+    gaps = "; ".join(gap_words(one) for one in plan.telling)
     return [
         f"plan: {calls_words(plan)} calls of the service LLM; {money_words(plan)}",
         f"plan: hours: {hours_words(plan)}",

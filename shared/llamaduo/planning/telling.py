@@ -6,11 +6,11 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.built_in_evaluators import CHRF, METRICS, ROUGE_L
+from llamaduo.built_in_evaluators import CHRF, METRICS, NOISY, ROUGE_L
 from llamaduo.events import MetricRange
 from llamaduo.migrations.best_case import right_of
 from llamaduo.migrations.intervals import to_unit
-from llamaduo.migrations.resolution import alpha_of_round, prompts_for, smallest_gap
+from llamaduo.migrations.resolution import alpha_of_look, prompts_for, smallest_gap
 from llamaduo.migrations.spec import MigrationSpec
 
 GRADED_SPREAD = 0.22
@@ -40,7 +40,7 @@ class Telling(BaseModel):
 
 def telling_of(spec: MigrationSpec, test: int) -> list[Telling]:
     """For each absolute threshold, and for parity."""
-    alpha = alpha_of_round(spec.gate.confidence, 0)
+    alpha = alpha_of_look(spec, 0, NOISY)
     found = []
     for key, threshold in spec.gate.absolute.items():
         evaluator, _, metric = key.partition(".")

@@ -34,6 +34,10 @@ MAX_TRIES = 6
 LONGEST_WAIT_S = 120.0
 """A provider that asks for more patience than this gets the whole job put off."""
 
+LEAVING_S, CLOSING_S = 12.0, 4.0
+"""How long a caller that is cancelled waits for its request on the way, and `close` for what is left; together less
+than the 20 s in which a service leaves."""
+
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.5, 30.0
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.1, 2.0
 
@@ -95,8 +99,8 @@ class ServiceLLMClient:
         """The answer to a call, from the ledger or bought.
 
         BudgetExhausted: refused at the door, nothing was sent. ServiceLLMRefused: the provider will never answer
-        this. RetryableError: not now. When the caller is cancelled, a request already on its way is still awaited
-        and written down (see `close`).
+        this. RetryableError: not now. When the caller is cancelled, a request already on its way is awaited for
+        LEAVING_S and written down before the cancellation goes on: whoever takes the job over must find the answer.
         """
         while True:
             flight = self._flights.get(call.key)
@@ -144,7 +148,7 @@ class ServiceLLMClient:
             raise failed.exceptions[0] from None
         return [results[number] for number in range(len(calls))]
 
-    async def close(self, grace_s: float = 15.0) -> None:
+    async def close(self, grace_s: float = CLOSING_S) -> None:
         """Take no more calls; wait so long for requests on their way and write their answers down; drop the rest."""
         self._closed = True
         tasks = [flight.task for flight in self._flights.values()]
@@ -187,7 +191,9 @@ class ServiceLLMClient:
             raise
         finally:
             flight.waiters -= 1
-            if not flight.waiters and not flight.paying:
+            if flight.paying:  # this caller was cancelled
+                await asyncio.wait({flight.task}, timeout=LEAVING_S)
+            elif not flight.waiters:
                 flight.task.cancel()
 
     async def _buy(self, call: Call, budgets: Budgets, flight: _Flight) -> LedgerEntry:

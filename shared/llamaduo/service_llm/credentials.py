@@ -65,6 +65,14 @@ def key_variables(llm: ServiceLLM) -> tuple[str, ...]:
     return PROVIDER_KEYS.get(provider, ())
 
 
+def key_sources(llm: ServiceLLM) -> list[str]:
+    """Variables that may hold the key, or name a file that does; empty as `key_variables`."""
+    variables = key_variables(llm)
+    # Of other providers pydantic-ai looks for their variable alone.
+    files = llm.api_key_env in variables or llm.model.partition(":")[0] in OWN_PROTOCOL
+    return [*variables, *(f"{name}_FILE" for name in variables if files)]
+
+
 def api_key(llm: ServiceLLM, environment: Mapping[str, str]) -> str:
     """The key in the variable that the spec names, or in the file that `<NAME>_FILE` names.
 

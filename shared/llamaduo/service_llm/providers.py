@@ -30,6 +30,8 @@ _ADDRESS = {"anthropic": "base_url", "azure": "azure_endpoint", "google": "base_
 _OWN_ADDRESS = ("bedrock", "google-cloud")
 """Providers whose address follows from an account; their credentials are the cloud's own."""
 _EXTRAS = {"google-cloud": "google", "azure": "openai"}
+_OWN_EXTRAS = ("anthropic", "bedrock", "google", "mistral")
+"""Extras of pyproject.toml, which pin what they install."""
 _LONGEST_MESSAGE = 300
 
 
@@ -111,10 +113,11 @@ def check_package(llm: ServiceLLM) -> None:
 
 
 def _package_missing(provider: str) -> ServiceLLMMisconfigured:
+    extra = _EXTRAS.get(provider, provider)
     return ServiceLLMMisconfigured(
         f"the provider {provider!r} needs a package that is not installed",
         field="service_llm.model",
-        hint=f"pip install 'pydantic-ai-slim[{_EXTRAS.get(provider, provider)}]'",
+        hint=f"pip install '{'llamaduo' if extra in _OWN_EXTRAS else 'pydantic-ai-slim'}[{extra}]'",
     )
 
 
