@@ -31,7 +31,7 @@ from llamaduo.service_llm.on_bus import ClientOnBus
 from services.synthesizer.asking import joined_spans, total_counts
 from services.synthesizer.merging import merge
 from services.synthesizer.nearest import nearest_rows
-from services.synthesizer.references import reference_prompts, reference_rows
+from services.synthesizer.references import answer_prompts
 from services.synthesizer.settings import SynthesizerSettings
 from services.synthesizer.splitting import split_coverage
 from services.synthesizer.synthesis import synthesize
@@ -104,18 +104,14 @@ class Synthesizer:
         teacher = ServiceTeacher(
             self.client.get(), spec.service_llm, spec.budgets, migration=event.migration, job=work.job
         )
-        answers = await teacher.ask(
-            reference_prompts(
-                rows,
-                migration=event.migration,
-                samples=event.answers_per_prompt,
-                max_tokens=event.max_tokens,
-                temperature=event.temperature,
-            )
+        shard, answers = await answer_prompts(
+            rows,
+            teacher,
+            migration=event.migration,
+            samples=event.answers_per_prompt,
+            max_tokens=event.max_tokens,
+            temperature=event.temperature,
         )
-        if all(answer.text is None for answer in answers):
-            raise PermanentError(f"the service LLM answered none of {len(answers)} prompts: {answers[0].error}")
-        shard = reference_rows(rows, answers, event.answers_per_prompt)
         counts: CallCounts = total_counts(answers)
         spans: list[WorkSpan] = joined_spans(answers)
         return [

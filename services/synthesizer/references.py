@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamaduo.datasets import Row, ShardRow
+from llamaduo.errors import PermanentError
 from llamaduo.identity import seed_of
-from services.synthesizer.asking import TeacherAnswer, TeacherPrompt
+from services.synthesizer.asking import Teacher, TeacherAnswer, TeacherPrompt
 
 
 def reference_prompts(
@@ -54,3 +55,22 @@ def reference_rows(rows: Sequence[Row], answers: Sequence[TeacherAnswer], sample
             )
         )
     return shard
+
+
+async def answer_prompts(
+    rows: Sequence[Row],
+    teacher: Teacher,
+    *,
+    migration: str,
+    samples: int = 1,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+) -> tuple[list[ShardRow], list[TeacherAnswer]]:
+    """The shard with the answers, and these as they came. PermanentError where there is not one."""
+    prompts = reference_prompts(
+        rows, migration=migration, samples=samples, max_tokens=max_tokens, temperature=temperature
+    )
+    answers = await teacher.ask(prompts)
+    if all(answer.text is None for answer in answers):
+        raise PermanentError(f"the service LLM answered none of {len(answers)} prompts: {answers[0].error}")
+    return reference_rows(rows, answers, samples), answers

@@ -68,13 +68,13 @@ def merge(
     bad = [line for one in read for line in one.bad]
     tell_skipped(bad, sum(len(one.rows) for one in read))
     rows = merge_rows(*(one.rows.values() for one in read))
-    _replace(out, dump_rows(rows))
+    replace_whole(out, dump_rows(rows))
     own = sum(row.source == "coverage" for row in rows)
     typer.echo(f"{out}: {len(rows)} rows, {own} of them your own")
 
 
-def _replace(out: Path, body: bytes) -> None:
-    """Writes a file whole or not at all: it may be one that was just read."""
+def replace_whole(out: Path, body: bytes) -> None:
+    """Writes a file whole or not at all: it may be one that was just read. OSError where it cannot be written."""
     handle, name = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

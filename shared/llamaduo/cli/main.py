@@ -23,6 +23,7 @@ from llamaduo.cli import (
     plan_command,
     report_command,
     setup_commands,
+    single_commands,
     up_command,
     watch_command,
 )
@@ -44,8 +45,13 @@ Your own task:
   llamaduo migrate migration.yaml      submit it; --watch follows it
   llamaduo report --html report.html   what came out
   llamaduo chat support-triage         talk to the result
+
+\b
+One step at a time, with no system running:
+  llamaduo synthesize, merge, generate, judge
 """
-RUN, LOOK, STEER, OPERATE = "Run", "Look", "Steer a migration", "Operate"
+RUN, STEPS, LOOK = "Run", "One step at a time, with no bus", "Look"
+STEER, OPERATE = "Steer a migration", "Operate"
 
 app = typer.Typer(
     name="llamaduo",
@@ -79,12 +85,15 @@ app.command(rich_help_panel=RUN)(init_command.init)
 app.command(rich_help_panel=RUN)(plan_command.plan)
 app.command(rich_help_panel=RUN)(migrate_command.migrate)
 app.command(rich_help_panel=RUN)(chat_command.chat)
+app.command(rich_help_panel=STEPS)(single_commands.synthesize)
+app.command(rich_help_panel=STEPS)(data_commands.merge)
+app.command(rich_help_panel=STEPS)(single_commands.generate)
+app.command(rich_help_panel=STEPS)(single_commands.judge)
 app.command(rich_help_panel=LOOK)(watch_command.watch)
 app.command(rich_help_panel=LOOK)(report_command.status)
 app.command(rich_help_panel=LOOK)(report_command.report)
 app.command(rich_help_panel=LOOK)(events_command.events)
 app.add_typer(data_commands.app, name="data", rich_help_panel=LOOK)
-app.command(rich_help_panel=LOOK)(data_commands.merge)
 app.command(rich_help_panel=STEER)(operator_commands.pause)
 app.command(rich_help_panel=STEER)(operator_commands.resume)
 app.command(rich_help_panel=STEER)(operator_commands.cancel)

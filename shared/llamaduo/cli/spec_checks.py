@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -197,14 +197,22 @@ def _check_credentials(found: SpecFile, role: str, llm: ServiceLLM, environment:
 
 
 def check_keys(
-    found: SpecFile, environment: Mapping[str, str], of_services: list[str] | None, *, needed: bool
+    found: SpecFile,
+    environment: Mapping[str, str],
+    of_services: list[str] | None,
+    *,
+    needed: bool,
+    roles: Collection[str] | None = None,
 ) -> list[str]:
     """Notes on keys of providers. UserInputError if one that is needed is surely not there.
 
-    `of_services`: names of the key variables that running services have, where that is known.
+    `of_services`: names of the key variables that running services have, where that is known. `roles`: keys of the
+    spec whose service LLM will be called; None: all.
     """
     notes: list[str] = []
     for role, llm in found.spec.llms:
+        if roles is not None and role not in roles:
+            continue
         variables = key_variables(llm)
         accepted = key_sources(llm)
         # Nobody can tell for a provider that takes its credentials from elsewhere.
