@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Coverage datasets: check one and count what is in it.")
 
-SOURCE = "JSON lines, a JSON array, CSV or Parquet; or hf://owner/name[@revision][:config][/split]."
+# A square bracket is the help's own mark-up where it is not escaped.
+_SOURCE = r"JSON lines, a JSON array, CSV or Parquet; or hf://owner/name\[@revision]\[:config]\[/split]."
 SKIP_BAD = "Go on without the bad lines; each is listed."
 COLUMN = "OURS=THEIRS where a column has another name; may be repeated."
 
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help=SOURCE)],
+    file: Annotated[str, typer.Argument(help=_SOURCE)],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     column: Annotated[list[str] | None, typer.Option("--column", help=COLUMN)] = None,
