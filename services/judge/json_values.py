@@ -7,15 +7,21 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from llamaduo.nesting import is_deeper
+
 MISSING: Final = object()
 """What a text that is no JSON value is read as: null is a value."""
 
+MOST_LEVELS = 200
 _MOST_NAMES = 8
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,60}")
 
 
 def json_value(text: str) -> Any:
-    """The one JSON value a text is, or `MISSING`. Repeated keys, NaN and infinity are not JSON here."""
+    """The one JSON value a text is, or `MISSING`.
+
+    Repeated keys, NaN, infinity and what is nested more than MOST_LEVELS deep are not JSON here.
+    """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(items)) != len(items):
@@ -26,9 +32,10 @@ def json_value(text: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except (ValueError, RecursionError):
         return MISSING
+    return MISSING if is_deeper(value, MOST_LEVELS) else value
 
 
 def differences(expected: Any, given: Any, path: str) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from llamaduo.datasets import Message, Row, make_row, row_id
 from llamaduo.migrations.spec import Column
 from llamaduo.names import did_you_mean, nearest
+from llamaduo.nesting import is_deeper
 from llamaduo.plain_words import shown
 
 ROLES = get_args(Message.model_fields["role"].annotation)
@@ -56,7 +57,7 @@ def row_of(raw: Any, columns: Columns | None = None) -> Row:
     """
     if not isinstance(raw, dict):
         raise BadRow(f"a row is a JSON object, not {shown(raw)}")
-    if _is_too_deep(raw):
+    if is_deeper(raw, MOST_LEVELS):
         raise BadRow(f"is nested too deeply: {MOST_LEVELS} levels at most")
     try:
         json.dumps(raw, ensure_ascii=False).encode()
@@ -149,21 +150,7 @@ def _parsed(value: Any) -> Any:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    return value if _is_too_deep(parsed) else parsed
-
-
-def _is_too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MOST_LEVELS):
-        level = [
-            one
-            for outer in level
-            if isinstance(outer, dict | list)
-            for one in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return True
+    return value if is_deeper(parsed, MOST_LEVELS) else parsed
 
 
 def _tools(value: Any) -> list[dict[str, Any]] | None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from llamaduo.cli.main import call
 from llamaduo.cli.state import NATS_VARIABLE, STATE_VARIABLE
@@ -124,9 +125,17 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     from llamaduo.cli.main import app
 
-    names = [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
-    for name in [*names, *(str(group.name) for group in app.registered_groups)]:
-        assert call([name, "--help"]) == 0
+    def names(of: typer.Typer) -> list[str]:
+        return [info.name or info.callback.__name__ for info in of.registered_commands if info.callback]
+
+    below = [
+        [str(group.name), *name]
+        for group in app.registered_groups
+        if group.typer_instance is not None
+        for name in ([], *([one] for one in names(group.typer_instance)))
+    ]
+    for command in [*([one] for one in names(app)), *below]:
+        assert call([*command, "--help"]) == 0
         assert len(capsys.readouterr().out) > 200
 
 

@@ -45,6 +45,16 @@ async def test_every_answer_is_marked_and_a_missing_one_abstains(name: str) -> N
     assert set(best.values()) == {1.0}
 
 
+@pytest.mark.parametrize("levels", [150, 250, 900])
+@pytest.mark.parametrize("name", FREE)
+async def test_deep_answers_and_references_are_marked(name: str, levels: int) -> None:
+    deep = "[" * levels + "]" * levels
+    called = json.dumps({"name": "f", "arguments": {"a": 0}}).replace("0", deep)
+    for reference in ("x", deep, called):
+        scores = await marked(name, row("a", reference, deep, called, '{"n": ' + "9" * 400 + "}"))
+        assert len(scores) == 3 * len(make(name, None).metrics)
+
+
 @pytest.mark.parametrize("name", FREE)
 async def test_an_option_that_nobody_knows_is_an_error(name: str) -> None:
     with pytest.raises(PermanentError, match="no option 'shcema'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from llamaduo.service_llm.credentials import NO_KEY, api_key
 from llamaduo.service_llm.prices import largest, money
 from tests.unit.service_llm_fakes import call
 
+ROOT = Path(__file__).parents[2]
 CLOUD = ServiceLLM(model="openai:gpt-4o")
 LOCAL = ServiceLLM(model="openai:gpt-4o", base_url="http://127.0.0.1:9/v1", api_key_env="LOCAL_KEY")
 
@@ -95,5 +97,8 @@ def test_the_largest_price_covers_a_token_for_every_byte() -> None:
 def test_importing_loads_no_provider_and_no_ml_library(module: str) -> None:
     heavy = {"torch", "transformers", "vllm", "datasets", "pydantic_ai", "openai", "genai_prices", "numpy"}
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    # This checkout, and not the one that is installed.
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'shared'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
     assert done.stdout.strip() == ""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Coverage datasets: check one and count what is in it.")
 
+# A square bracket is the help's own mark-up where it is not escaped.
 SOURCE = r"JSON lines, a JSON array, CSV or Parquet; or hf://owner/name\[@revision]\[:config]\[/split]."
 SKIP_BAD = "Go on without the bad lines; each is listed."
 COLUMN = "OURS=THEIRS where a column has another name; may be repeated."

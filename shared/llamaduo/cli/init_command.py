@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from llamaduo.cli.data_commands import COLUMN, SKIP_BAD, SOURCE
+from llamaduo.cli.data_commands import COLUMN, SKIP_BAD
 
 
 def init(
-    data: Annotated[str, typer.Argument(help=f"The coverage dataset: {SOURCE}")],
+    data: Annotated[
+        str, typer.Argument(help="The coverage dataset: a file of any kind that is read, or hf://owner/name.")
+    ],
     out: Annotated[Path, typer.Option(help="The spec to write.")] = Path("migration.yaml"),
     name: Annotated[str | None, typer.Option(help="The migration's name; default: the dataset's.")] = None,
     service_llm: Annotated[str, typer.Option(help="Who does the task today, provider:model.")] = "openai:gpt-4o",
