@@ -56,7 +56,7 @@ class Emulator:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Emulator]:
-    command = [sys.executable, "-m", "services.emulator", "--latency-ms", "40"]
+    command = [sys.executable, "-m", "services.emulator", "--latency-ms", "120"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
     assert process.stdout is not None
     try:
@@ -79,9 +79,9 @@ def emulator(server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return server
 
 
-def spec(emulator: Emulator, **changes: Any) -> str:
-    """A spec file in the working folder."""
-    llm = {"model": "openai:scripted-teacher", "base_url": emulator.url, "concurrency": AT_ONCE}
+def spec(emulator: Emulator, *, at_once: int = 16, **changes: Any) -> str:
+    """A spec file in the working folder. What is stopped in the middle goes slowly, few calls at once."""
+    llm = {"model": "openai:scripted-teacher", "base_url": emulator.url, "concurrency": at_once}
     written = {
         "name": "triage",
         "coverage": str(TICKETS),
@@ -163,7 +163,7 @@ def test_stopped_by_its_budget_then_killed_and_run_again_it_buys_again_at_most_w
     assert "calls limit 6" in error and "raise `budgets`" in error
     assert emulator.completed == 6 and not Path("service.jsonl").exists()
 
-    spec(emulator, budgets={"calls": 100})
+    spec(emulator, at_once=AT_ONCE, budgets={"calls": 100})
     process = started(*generate)
     wait_until(lambda: emulator.completed >= 12, process)
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -172,6 +172,7 @@ def test_stopped_by_its_budget_then_killed_and_run_again_it_buys_again_at_most_w
     assert process.returncode == 1 and "run this again" in said and "Traceback" not in said
     assert 12 <= emulator.completed < TEST_ROWS and not Path("service.jsonl").exists()
 
+    spec(emulator)
     assert call(generate) == 0
     assert load_shard(Path("service.jsonl").read_bytes()) == right_answers("migration.yaml")
     again = emulator.completed - TEST_ROWS
@@ -185,7 +186,7 @@ def test_stopped_by_its_budget_then_killed_and_run_again_it_buys_again_at_most_w
 def test_ctrl_c_loses_nothing_and_run_again_it_goes_on(
     emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = spec(emulator)
+    path = spec(emulator, at_once=AT_ONCE)
     Path("service.jsonl").write_bytes(dump_rows(right_answers(path)))
     judge = ["judge", path, "service.jsonl", "--out", "marks.jsonl"]
     process = started(*judge)
@@ -196,6 +197,7 @@ def test_ctrl_c_loses_nothing_and_run_again_it_goes_on(
     assert not Path("marks.jsonl").exists()
     assert 8 <= emulator.completed < TEST_ROWS
 
+    spec(emulator)
     capsys.readouterr()
     assert call(judge) == 0
     assert emulator.completed == TEST_ROWS and emulator.most_often() == 1
