@@ -6,7 +6,8 @@ from llamaduo.evaluating import run_evaluator
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +24,7 @@ from llamaduo.settings import ServiceSettings
 LONGEST_VALUE = 80
 LONGEST_REASON = 400
 MARKS_BYTES = 650_000
-"""For the marks of a shard: a message of the bus has 1 MiB, and calls and work spans are in it, too."""
+"""For the marks and slices of a shard: a message of the bus has 1 MiB, and calls and work spans are in it, too."""
 
 
 def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Score]) -> list[RowMark]:
@@ -70,34 +71,42 @@ def slices_of(rows: Sequence[ShardRow], columns: Iterable[str]) -> dict[str, dic
     }
 
 
-def fitting(marks: Sequence[RowMark]) -> list[RowMark]:
-    """The marks with their reasons cut, all to one length, as far as MARKS_BYTES ask for it."""
+def fitting(marks: Sequence[RowMark], room: int) -> list[RowMark]:
+    """The marks with their reasons cut, all to one length, as far as the room, in bytes, asks for it."""
     length, fitted = LONGEST_REASON, list(marks)
-    while length and sum(map(_weight, fitted)) > MARKS_BYTES:
+    while length and sum(map(_weight, fitted)) > room:
         length = length * 3 // 4
         fitted = [mark.model_copy(update={"reason": mark.reason[:length]}) for mark in marks]
     return fitted
 
 
-def check_room(evaluator: Evaluator, rows: Sequence[ShardRow]) -> None:
-    """PermanentError where not even the bare marks of a shard fit into an event: asked before anything is paid."""
+def room_for_marks(evaluator: Evaluator, rows: Sequence[ShardRow], slices: Mapping[str, Mapping[str, str]]) -> int:
+    """Bytes that the marks of a shard may have beside its slices.
+
+    PermanentError where not even the bare marks fit in: asked before anything is paid.
+    """
+    room = MARKS_BYTES - _in_a_record(json.dumps(slices, ensure_ascii=False))
     bare = sum(
         _weight(RowMark(row=row.row, sample=sample, metric=metric, value=100 / 3))
         for row in rows
         for sample in range(max(1, len(row.answers)))
         for metric in evaluator.metrics
     )
-    if bare > MARKS_BYTES:
+    if bare > room:
         raise PermanentError(
             f"{len(evaluator.metrics)} metrics of {evaluator.name} on {len(rows)} rows are too many marks for one "
             "event: lower marking.shard_rows"
         )
+    return room
 
 
 def _weight(mark: RowMark) -> int:
-    """Bytes in a job's record, where an event is text within JSON; there it is longer than on its own."""
-    text = mark.model_dump_json()
-    return len(text.encode()) + text.count('"') + text.count("\\") + 1
+    return _in_a_record(mark.model_dump_json()) + 1
+
+
+def _in_a_record(text: str) -> int:
+    """Bytes of a piece of JSON in a job's record, where an event is text within JSON: more than on its own."""
+    return len(text.encode()) + text.count('"') + text.count("\\")
 
 
 def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]]]:
@@ -135,7 +144,8 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
             job=work.job,
             options=spec.options_of(evaluator.name),
         )
-        check_room(evaluator, rows)
+        slices = slices_of(rows, spec.gate.slices)
+        room = room_for_marks(evaluator, rows, slices)
         began = datetime.now(UTC)
         result = await evaluator.score(rows, task)
         if not isinstance(result, Scored):
@@ -144,8 +154,8 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         return [
             scored.model_copy(
                 update={
-                    "marks": fitting(marks_of(evaluator, rows, result.scores)),
-                    "slices": slices_of(rows, spec.gate.slices),
+                    "marks": fitting(marks_of(evaluator, rows, result.scores), room),
+                    "slices": slices,
                     "calls": result.calls,
                     "work": [*result.work, span],
                 }

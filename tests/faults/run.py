@@ -47,6 +47,13 @@ def spec(emulator_url: str) -> object:
     """A small migration whose verdict needs both evaluators."""
     return spec_of(
         f"{emulator_url}/v1",
+        # A call that a kill left open holds up others who ask the same until it must have timed out.
+        service_llm={
+            "model": "openai:scripted-teacher",
+            "base_url": f"{emulator_url}/v1",
+            "requests_per_minute": 60_000,
+            "timeout_s": 15,
+        },
         splits=SPLITS,
         evaluators=["exact-match", "llm-judge"],
         marking={"shard_rows": 20, "failures_wanted": 20},

@@ -7,7 +7,7 @@ import pytest
 from llamaduo.bus.work import Record
 from llamaduo.datasets import ShardRow
 from llamaduo.errors import PermanentError
-from llamaduo.evaluating import LONGEST_REASON, check_room, fitting
+from llamaduo.evaluating import LONGEST_REASON, MARKS_BYTES, fitting, room_for_marks
 from llamaduo.evaluators import Evaluator, Score
 from llamaduo.events import EvalScored, MetricRange, RowMark, encode_event
 
@@ -30,7 +30,7 @@ def in_a_record(of: list[RowMark]) -> int:
 def test_reasons_are_cut_so_that_a_full_shard_fits(reason: str) -> None:
     many = marks(2_000, reason)
     assert in_a_record(many) > 0.9 * MESSAGE
-    fitted = fitting(many)
+    fitted = fitting(many, MARKS_BYTES)
     assert 0.3 * MESSAGE < in_a_record(fitted) < 0.8 * MESSAGE
     assert {len(mark.reason) for mark in fitted} != {0}
     assert [(mark.row, mark.value) for mark in fitted] == [(mark.row, mark.value) for mark in many]
@@ -38,7 +38,7 @@ def test_reasons_are_cut_so_that_a_full_shard_fits(reason: str) -> None:
 
 def test_a_usual_shard_keeps_its_reasons() -> None:
     usual = marks(200, "y" * LONGEST_REASON)
-    assert fitting(usual) == usual
+    assert fitting(usual, MARKS_BYTES) == usual
 
 
 def test_too_many_metrics_are_refused_before_they_are_paid_for() -> None:
@@ -51,6 +51,8 @@ def test_too_many_metrics_are_refused_before_they_are_paid_for() -> None:
         declared = {f"metric-{n}": MetricRange(low=0, high=100) for n in range(metrics)}
         return Evaluator(name="many", version="1", metrics=declared, score=score)
 
-    check_room(evaluator(2), rows)
+    assert room_for_marks(evaluator(2), rows, {}) > 0.99 * MARKS_BYTES
+    sliced = {"language": {row.row: '"ä"' * 20 for row in rows}}
+    assert room_for_marks(evaluator(2), rows, sliced) < 0.97 * MARKS_BYTES
     with pytest.raises(PermanentError, match="lower marking"):
-        check_room(evaluator(20), rows)
+        room_for_marks(evaluator(20), rows, {})
