@@ -13,7 +13,7 @@ import pytest
 from llamaduo.built_in_evaluators import ON_WISH
 from llamaduo.bus import topology
 from llamaduo.cli import doctor
-from llamaduo.cli.doctor import CHECKS, Machine, examine, unreachable
+from llamaduo.cli.doctor import CHECKS, Machine, examine, index_url, unreachable
 from llamaduo.cli.evaluator_commands import load
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, nats_url, read_note, write_note
 from llamaduo.cli.system import (
@@ -237,3 +237,8 @@ def test_a_missing_durable_names_the_command_that_makes_it() -> None:
     assert topology.how_to_make("evaluator-mine") == "llamaduo evaluator add mine"
     assert topology.how_to_make("evaluator-exact-match") == "llamaduo bootstrap"
     assert topology.how_to_make("trainer") == "llamaduo bootstrap"
+
+
+def test_the_index_is_the_one_that_is_set_else_pips_own() -> None:
+    assert index_url({"PIP_INDEX_URL": "http://127.0.0.1:9/simple"}) == "http://127.0.0.1:9/simple"
+    assert (index_url({}) or "").startswith("http")

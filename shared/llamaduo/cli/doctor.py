@@ -32,7 +32,6 @@ DISK_GIB, MEMORY_GIB, CORES = 8, 8, 2
 KEPT_BY_THE_SYSTEM = 0.9
 """Of the memory that is built in, at least this share is seen."""
 ENGINES = ("vllm", "url", "fake")
-INDEX = "https://pypi.org/simple/"
 INDEX_TIMEOUT_S = 5.0
 
 
@@ -227,6 +226,8 @@ def keys(machine: Machine) -> Finding:
 def index(machine: Machine) -> Finding:
     """The package index that set-up installs from."""
     url = index_url(machine.environment)
+    if url is None:
+        return Finding("package index", "want", "there is no pip to say which one it uses: not asked", "make setup")
     shown = url.rpartition("@")[2].removeprefix("https://")
     if why := unreachable(url):
         return Finding(
@@ -238,16 +239,19 @@ def index(machine: Machine) -> Finding:
     return Finding("package index", "ok", shown)
 
 
-def index_url(environment: Mapping[str, str]) -> str:
-    """The index that pip would use."""
+def index_url(environment: Mapping[str, str]) -> str | None:
+    """The index that pip would use: what is set, else its own default. None where there is no pip."""
     if given := environment.get("PIP_INDEX_URL"):
         return given
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        if asked.returncode == 0 and asked.stdout.strip():
-            return asked.stdout.strip()
-    return INDEX
+    for words in (
+        ("-m", "pip", "config", "get", "global.index-url"),
+        ("-c", "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"),
+    ):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            asked = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=20, check=False)
+            if asked.returncode == 0 and asked.stdout.strip():
+                return asked.stdout.strip()
+    return None
 
 
 def unreachable(url: str) -> str | None:
