@@ -37,10 +37,7 @@ def calls_in(text: str) -> list[ToolCall]:
     parts = _TAGGED.findall(text) or [text]
     calls: list[ToolCall] = []
     for part in parts:
-        try:
-            read = _read(json_value(part))
-        except RecursionError:  # nested too deeply for us, and no call that anybody could make
-            read = None
+        read = _read(json_value(part))
         if read is None:
             return []
         calls += read

@@ -14,6 +14,11 @@ MOST_ABSTAINED = 0.1
 """Share of prompts without a mark beyond which a round cannot pass."""
 
 
+def enough_marked(marked: int, abstained: int) -> bool:
+    """Whether so many marked prompts may stand for all, with so many that nobody marked."""
+    return marked > 0 and abstained <= MOST_ABSTAINED * (marked + abstained)
+
+
 @dataclass
 class Criterion:
     """One thing the gate asks of the mean, on [0, 1]."""
@@ -41,8 +46,7 @@ class Criterion:
     @property
     def trusted(self) -> bool:
         """Whether few enough prompts went unmarked."""
-        total = len(self.values) + self.abstained
-        return total > 0 and self.abstained <= MOST_ABSTAINED * total
+        return enough_marked(len(self.values), self.abstained)
 
 
 def criteria_of(spec: MigrationSpec, ranges: dict[MetricKey, MetricRange]) -> list[Criterion]:

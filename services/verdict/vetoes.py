@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llamaduo.events import MetricRange
 from llamaduo.migrations.spec import MigrationSpec
-from services.verdict.criteria import MOST_ABSTAINED
+from services.verdict.criteria import enough_marked
 from services.verdict.marks import MetricKey
 
 ROUNDING = 1e-9
@@ -36,7 +36,7 @@ class Veto:
     @property
     def trusted(self) -> bool:
         """Whether few enough prompts went unmarked."""
-        return self.marked > 0 and self.abstained <= MOST_ABSTAINED * (self.marked + self.abstained)
+        return enough_marked(self.marked, self.abstained)
 
     @property
     def told(self) -> str:
