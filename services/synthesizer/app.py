@@ -61,6 +61,7 @@ class Synthesizer:
             return []
         spec, data = view.spec, view.dataset(event.round)
         assert spec is not None and data is not None
+        adapter = view.adapter(event.round)
         store = await work.bus.artifacts()
         splits = {name: load_rows(await read_bytes(store, ref)) for name, ref in data.splits.items()}
         await work.progress(event, "synthesizing", 0, rows_wanted(spec.synthesis, len(splits["train"])))
@@ -70,6 +71,7 @@ class Synthesizer:
             spec=spec,
             migration=event.migration,
             round_number=step.round,
+            weak=[one.row for one in adapter.weak] if adapter else [],
             teacher=ServiceTeacher(
                 self.client.get(), spec.teacher_llm, spec.budgets, migration=event.migration, job=work.job
             ),

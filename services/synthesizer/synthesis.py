@@ -86,15 +86,18 @@ async def synthesize(
     migration: str,
     round_number: int,
     teacher: Teacher,
+    weak: Sequence[str] = (),
 ) -> NewRows:
     """Rows to add to train in round `round_number` (the one to come): at most as many as are wanted, by call,
     then item.
 
-    `splits` are the rows of the last round, whole. Calls without an answer are counted and passed over;
+    `splits` are the rows of the last round, whole; `weak` the ids of validation rows that its adapter has not
+    learnt, the worst first. Calls without an answer are counted and passed over;
     what the teacher raises (budget, a provider that is down) comes through.
     """
     synthesis = spec.synthesis
     wanted = rows_wanted(synthesis, len(splits["train"]))
+    validation = {row.id: row for row in splits["validation"]}
     plan = SeedPlan(
         migration,
         round_number,
@@ -104,6 +107,7 @@ async def synthesize(
         synthesis.strategy,
         synthesis.uniform_share,
         synthesis.pairs_per_call,
+        [validation[row] for row in weak if row in validation],
     )
     test = {row.id: row for row in splits["test"]}
     labels = {row.answer for row in splits["train"] if row.source == "coverage"}

@@ -17,7 +17,7 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
 from llamaduo.errors import PermanentError, UserInputError
-from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, WorkSpan
+from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, WeakRow, WorkSpan
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
@@ -143,6 +143,7 @@ async def announce(
         label_tokens=result.label_tokens,
         seed=result.seed,
         versions=result.versions,
+        weak=[WeakRow(row=row, loss=loss) for row, loss in result.weak],
         work=[WorkSpan(kind="training", began=result.began, ended=result.ended)],
     )
 

@@ -186,6 +186,13 @@ class DatasetReady(OfRound):
     work: list[WorkSpan] = Field(default_factory=list)
 
 
+class WeakRow(Part):
+    """A validation row whose answer an adapter would not give word for word."""
+
+    row: str
+    loss: float = Field(description="nats a token of the answer")
+
+
 class AdapterTrained(OfRound):
     """A round's adapter and how it was made."""
 
@@ -203,6 +210,7 @@ class AdapterTrained(OfRound):
     label_tokens: int = 0
     seed: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
+    weak: list[WeakRow] = Field(default_factory=list, description="the rows with the highest loss, that first")
     work: list[WorkSpan] = Field(default_factory=list)
 
 
