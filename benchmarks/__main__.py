@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limits
+from benchmarks.banking77 import run as banking77
 from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 from benchmarks.verdict import verdict
@@ -25,6 +26,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
+    "banking77": Benchmark(banking77.banking77, banking77.options),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),

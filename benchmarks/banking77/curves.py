@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,24 @@ def parts(seed: int) -> Parts:
 
 
 async def curves(
-    folder: Path, models: Path, seeds: int, at_once: int, recipe: Recipe = RECIPE
+    folder: Path,
+    models: Path,
+    seeds: int,
+    at_once: int,
+    recipe: Recipe = RECIPE,
+    planned: Sequence[tuple[str, int]] = RUNS,
 ) -> list[dict[str, Any]]:
-    """One result for each run: seed, arm, rows added, which test rows were right. Runs that are done are kept."""
+    """One result for each run: seed, arm, rows added, which test rows were right. `planned` are arms and rows
+    a label.
+
+    Runs that are done are kept in `folder`, so that a benchmark that was stopped goes on.
+    """
     base = await small_base(models)
     places = asyncio.Semaphore(at_once)
     situations = [asyncio.create_task(_situation(base, folder, seed, recipe, places)) for seed in range(seeds)]
     runs = [
         asyncio.create_task(_run(base, folder, arm, number, situation, seed, recipe, places))
-        for arm, number in RUNS
+        for arm, number in planned
         for seed, situation in enumerate(situations)
     ]
     try:
@@ -107,7 +117,7 @@ async def _situation(
     rows = parts(seed)
     async with places:
         model = await trained(base, folder / f"{seed}-first", rows.first, rows.validation, recipe, seed)
-        result = await _kept(model, "first", 0, seed, rows, rows.first)
+        result = await _kept(model, "first", 0, 0, seed, rows, rows.first)
         given = await answers_of(model, rows.validation)
 
     async def answer(some: Any) -> dict[str, str]:
@@ -133,10 +143,12 @@ async def _run(
         name = f"{seed}-{arm.replace(', ', '-').replace(' ', '-')}-{number}"
         train = [*known.train, *added]
         model = await trained(base, folder / name, train, known.validation, recipe, seed)
-        return await _kept(model, arm, len(added), seed, parts(seed), train)
+        return await _kept(model, arm, number * len(LABELS), len(added), seed, parts(seed), train)
 
 
-async def _kept(model: Model, arm: str, added: int, seed: int, rows: Parts, train: list[Row]) -> dict[str, Any]:
+async def _kept(
+    model: Model, arm: str, asked: int, added: int, seed: int, rows: Parts, train: list[Row]
+) -> dict[str, Any]:
     """The run's result, from its folder if it is there."""
     note = model.folder.parent / "result.json"
     if note.is_file() and note.stat().st_mtime >= (note.parent / "done.json").stat().st_mtime:
@@ -145,6 +157,7 @@ async def _kept(model: Model, arm: str, added: int, seed: int, rows: Parts, trai
     given = await answers_of(model, rows.test)
     result = {
         "arm": arm,
+        "asked": asked,
         "added": added,
         "rows": len(train),
         "seed": seed,
