@@ -42,15 +42,16 @@ RUNS: tuple[tuple[str, int], ...] = (
     ("uniform", AT),
     ("weak", AT),
     ("uniform", 15),
-    ("uniform", 3),
-    ("weak", 3),
     ("weak, half uniform", AT),
     ("train rows near failures", AT),
     ("surplus, wrong ones kept", AT),
-    ("labels by errors", AT),
     ("any validation row", AT),
+    ("uniform", 3),
     ("no examples", AT),
+    ("labels by errors", AT),
+    ("weak", 3),
 )
+"""Arms and rows a label, the most telling first: what a stopped benchmark has by then is compared"""
 
 
 @dataclass(frozen=True)
