@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llamaduo.errors import LlamaDuoError, UserInputError
+from llamaduo.hub_datasets import EXTRA
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Kind = Literal["model", "dataset"]
-EXTRA = "pip install 'llamaduo[data]'"
 TOKEN, TOKEN_FILE = "HF_TOKEN", "HF_TOKEN_FILE"
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 INSTEAD = "`llamaduo export` writes the same to a folder"
