@@ -19,7 +19,7 @@ from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes
 from llamaduo.cli.main import call
 from llamaduo.datasets import Lineage, Message, dump_rows, make_row
 from llamaduo.errors import LlamaDuoError, PermanentError, UserInputError
-from llamaduo.events import AdapterTrained, AnyEvent, DatasetReady
+from llamaduo.events import AdapterTrained, AnyEvent, DatasetReady, ServingMeasured
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.report import build_report
 from llamaduo.sharing import hub as to_hub
@@ -27,8 +27,9 @@ from llamaduo.sharing.bundle import Bundle, bundle_of
 from llamaduo.sharing.folders import read_train, write_adapter, write_dataset
 from tests.hub_stand_in import Hub, Repository, hub
 from tests.support import environment
-from tests.unit.synthetic_log import SPEC, at, complete_log
+from tests.unit.synthetic_log import MIGRATION, SPEC, at, candidate, complete_log
 
+CONFIG = b'{"r": 8, "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}'
 WEIGHTS = b"\x02\0\0\0\0\0\0\0{}" + bytes(2_000)
 
 
@@ -54,7 +55,7 @@ async def log_in(store: ArtifactStore) -> list[AnyEvent]:
     splits = {name: await put_bytes(store, dump_rows(rows), "x") for name, rows in SPLITS.items()}
     files = {
         "adapter_model.safetensors": await put_bytes(store, WEIGHTS, "x"),
-        "adapter_config.json": await put_bytes(store, b'{"r": 8}', "x"),
+        "adapter_config.json": await put_bytes(store, CONFIG, "x"),
         "README.md": await put_bytes(store, b"a card of somebody else's", "x"),
     }
     log: list[AnyEvent] = []
@@ -139,6 +140,24 @@ async def test_a_round_that_failed_says_so_and_shows_no_holdout(tmp_path: Path, 
     assert "It **failed** its gate." in card and "on the holdout" not in card and "datasets" not in front_of(card)
 
 
+async def test_the_card_says_how_fast_it_was_served(tmp_path: Path, store: ObjectStoreArtifacts) -> None:
+    measured = ServingMeasured(
+        migration=MIGRATION,
+        round=1,
+        candidate=candidate("round-1"),
+        name="served",
+        concurrency=4,
+        asked=100,
+        seconds=[0.5] * 100,
+        wall_s=12.5,
+    )
+    view = fold([*await log_in(store), measured])
+    bundle = bundle_of(view, build_report(view, at(100)), 1, held_out=False)
+    await write_adapter(bundle, store, tmp_path / "a", None)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "As served: this box carries 8 requests/s: 100 test prompts to the adapter as served, 4 in flight" in card
+
+
 async def test_test_rows_go_along_where_that_is_asked_for(tmp_path: Path, store: ObjectStoreArtifacts) -> None:
     await write_dataset(await bundle_in(store, held_out=True), store, tmp_path)
     assert {"test.jsonl", "holdout.jsonl"} <= {p.name for p in tmp_path.iterdir()}
@@ -181,10 +200,10 @@ async def standing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIter
 
 
 async def command(standing: Hub, folder: Path, *arguments: str) -> str:
-    """What a command says whose Hub is the stand-in; the client takes its address once, at its import."""
+    """What Python says whose Hub is the stand-in; the client takes its address once, at its import."""
     where = {"HF_ENDPOINT": standing.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": standing.token}
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llamaduo.cli.main", *arguments),
+        *(sys.executable, *arguments),
         cwd=folder,
         env=environment(HF_HUB_DISABLE_XET="1", **where),
         stdout=asyncio.subprocess.PIPE,
@@ -214,8 +233,16 @@ async def test_the_hub_gets_the_same_files_in_one_commit_each_and_gives_them_bac
         assert there.private and there.commits == ["round 1", "round 1"]
         assert there.files == {p.name: p.read_bytes() for p in folder.iterdir()}
     assert list(standing.large.values()) == [WEIGHTS]
-    said = await command(standing, tmp_path, "merge", "all.jsonl", "hf://team/dataset")
+    said = await command(standing, tmp_path, "-m", "llamaduo.cli.main", "merge", "all.jsonl", "hf://team/dataset")
     assert said == "all.jsonl: 3 rows, 2 of them your own\n"
+    take = (
+        "import pathlib as p, llamaduo.sharing.taking as t; print(t.take_adapter('hf://team/model', p.Path()).name)"
+    )
+    name = (await command(standing, tmp_path, "-c", take)).strip()
+    assert {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} == {
+        "adapter_config.json": CONFIG,
+        "adapter_model.safetensors": WEIGHTS,
+    }
     assert (tmp_path / "all.jsonl").read_bytes().splitlines() == sorted(
         (data / "train.jsonl").read_bytes().splitlines()
     )
