@@ -12,7 +12,9 @@ from llamaduo.errors import PermanentError, RetryableError, UserInputError
 DIGEST_IN_NAME = 12
 
 # What a request may ask beside its prompt, limits and seed. `prompt_logprobs` with an adapter ends vLLM's engine.
-OPTIONS = frozenset({"top_p", "top_k", "min_p", "stop", "response_format", "repetition_penalty", "tools"})
+OPTIONS = frozenset(
+    {"top_p", "top_k", "min_p", "stop", "response_format", "repetition_penalty", "tools", "cache_salt"}
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from llamaduo.errors import PermanentError
@@ -28,9 +29,11 @@ from llamaduo.events import (
     ReferencesRequested,
     ResponsesRequested,
     ResumeRequested,
+    ServingRequested,
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import Stop, after_failure
+from llamaduo.migrations.serving_gate import judge_serving
 from llamaduo.migrations.spec import Marking, MigrationSpec
 from services.verdict.judging import Outcome, judge_round, marks_with_intervals
 from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_marked
@@ -128,6 +131,13 @@ def _round(
             return _ask_again(view, spec, candidate, outcome, of)
         ahead = prefix_length(local) + shards_ahead(spec.marking, outcome)
         return _ask(view, data, candidate, "test", range(min(of, ahead)))
+    if outcome.verdict == "passed" and spec.gate.serving is not None:
+        measured = view.measured(number)
+        if measured is None:
+            return [_measure(view, spec, number, candidate, data)]
+        speed = judge_serving(spec.gate, measured)
+        note = "; ".join(part for part in (outcome.note, speed.told) if part)
+        outcome = replace(outcome, verdict=speed.verdict, note=note)
     shared = {
         "migration": view.migration,
         "round": number,
@@ -140,6 +150,24 @@ def _round(
     if outcome.verdict == "passed":
         return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
     return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
+
+
+def _measure(
+    view: MigrationView, spec: MigrationSpec, number: int, candidate: Candidate, data: DatasetReady
+) -> ServingRequested:
+    """Have the adapter measured as it is served; the marks are sure by now, so it is asked once."""
+    serving = spec.gate.serving
+    assert serving is not None
+    return ServingRequested(
+        migration=view.migration,
+        round=number,
+        candidate=candidate,
+        rows=data.splits["test"],
+        requests=serving.requests,
+        concurrency=serving.concurrency,
+        max_tokens=spec.generation.max_tokens,
+        temperature=spec.generation.temperature,
+    )
 
 
 def _ask_again(

@@ -332,6 +332,39 @@ class EvalPassed(RoundDecided):
     candidate: Candidate
 
 
+class ServingRequested(OfRound):
+    """Measure how fast this round's adapter answers where it is served: it passed all else of its gate."""
+
+    type: Literal["serving.requested"] = "serving.requested"
+    candidate: Candidate
+    rows: ArtifactRef = Field(description="the whole test split, in its frozen order")
+    requests: int = Field(ge=1, description="to measure; with fewer rows than that each is asked more than once")
+    concurrency: int = Field(ge=1, description="requests in flight")
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)
+
+
+class ServingMeasured(OfRound):
+    """How fast the engine that serves this round's adapter answered a burst of test prompts."""
+
+    type: Literal["serving.measured"] = "serving.measured"
+    candidate: Candidate
+    name: str = Field(description="the name under which the adapter is served")
+    replica: str = ""
+    url: str = Field("", description="the engine's OpenAI endpoint")
+    concurrency: int = Field(ge=1, description="requests in flight")
+    asked: int = Field(0, description="requests that were to be measured")
+    seconds: list[float] = Field(
+        default_factory=list,
+        description="of each request answered, from its being given to the engine to its last token",
+    )
+    wall_s: float = Field(0.0, ge=0, description="seconds the whole burst took")
+    too_long: int = Field(0, description="prompts that did not fit the model's window; not measured")
+    input_tokens: int = 0
+    output_tokens: int = 0
+    work: list[WorkSpan] = Field(default_factory=list)
+
+
 class AdapterPromoted(OfRound):
     """The alias now means this adapter."""
 
@@ -467,7 +500,7 @@ class MigrationStopped(MigrationEnded):
     """Ended without a pass by a named rule."""
 
     type: Literal["migration.stopped"] = "migration.stopped"
-    rule: Literal["rounds", "budget", "hours", "no_gain", "silent_evaluator", "error"]
+    rule: Literal["rounds", "budget", "hours", "no_gain", "serving", "silent_evaluator", "error"]
 
 
 class MigrationCancelled(MigrationEnded):
@@ -487,6 +520,8 @@ AnyEvent = (
     | EvalScored
     | EvalFailed
     | EvalPassed
+    | ServingRequested
+    | ServingMeasured
     | AdapterPromoted
     | AdapterRolledBack
     | AdapterLoaded

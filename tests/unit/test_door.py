@@ -59,6 +59,10 @@ SPECS: list[tuple[str, str, str]] = [
      "11: gate.parity: must be a mapping of keys, not 3 (did you mean {margin: 3}?)"),
     ("absolute: {exact-match.exact: 0.7}", GATE,
      "11: gate.exact-match.exact: unknown key (did you mean absolute: {exact-match.exact: …}?)"),
+    (f"absolute: {{{GATE}}}", f"absolute: {{{GATE}}}\n  serving: {{latency_p95_s: 2, requests: 50}}",
+     "12: gate.serving.requests: 50 requests with 8 in flight cannot tell that (at least 59)"),
+    (f"absolute: {{{GATE}}}", f"absolute: {{{GATE}}}\n  serving: {{latency: 2}}",
+     "12: gate.serving.latency: unknown key (did you mean 'latency_p95_s'?)"),
     # --- keys that stand twice, and YAML that is none
     ("recipe:\n  steps: 80", "recipe:\n  steps: 80\n  steps: 90",
      "14: steps: this key stands twice, first in line 13"),

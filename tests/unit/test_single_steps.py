@@ -93,6 +93,18 @@ async def test_a_gate_of_parity_needs_the_bar_and_takes_it(tmp_path: Path) -> No
         assert (await decide_once(VerdictAsked(spec=spec, marks=marks))).verdict == verdict
 
 
+async def test_a_gate_on_serving_is_not_passed_by_marks_alone(tmp_path: Path) -> None:
+    absolute = {"exact-match.exact": 0.7}
+    spec = spec_of(gate={"absolute": absolute, "serving": {"latency_p95_s": 1}})
+    done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: True)))
+    assert done.verdict is None and "gate.serving" in done.note
+    done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: False)))
+    assert done.verdict == "failed"
+    spec = spec_of(gate={"absolute": absolute, "serving": {}})
+    done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: True)))
+    assert done.verdict == "passed"
+
+
 async def test_an_evaluator_that_did_not_mark_leaves_the_gate_open(tmp_path: Path) -> None:
     spec = spec_of(evaluators=["exact-match", "llm-judge"])
     done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: True)))

@@ -49,6 +49,8 @@ from llamaduo.events import (
     ResponsesRequested,
     ResumeRequested,
     RollbackRequested,
+    ServingMeasured,
+    ServingRequested,
     WorkFailed,
     subject_of,
 )
@@ -145,12 +147,20 @@ SERVICES: dict[str, ServiceContract] = {
         reads=(*BROADCAST, DatasetReady),
     ),
     "inference": ServiceContract(
-        "Runs vLLM: answers shards of prompts, serves what was promoted.",
+        "Runs vLLM: answers shards of prompts, measures how fast an adapter is served, serves what was promoted.",
         durables=(
             Durable("inference", (ResponsesRequested,)),
+            Durable("inference-serving", (ServingRequested,)),
             Durable("inference-promotion", (EvalPassed, PromoteRequested, RollbackRequested)),
         ),
-        publishes=(ResponsesGenerated, AdapterPromoted, AdapterRolledBack, AdapterLoaded, *FAILURES),
+        publishes=(
+            ResponsesGenerated,
+            ServingMeasured,
+            AdapterPromoted,
+            AdapterRolledBack,
+            AdapterLoaded,
+            *FAILURES,
+        ),
         reads=(*BROADCAST, AdapterTrained, PromoteRequested, RollbackRequested),
     ),
     "judge": ServiceContract(
@@ -169,6 +179,7 @@ SERVICES: dict[str, ServiceContract] = {
             ResponsesRequested,
             ReferencesRequested,
             MarksRequested,
+            ServingRequested,
             EvalFailed,
             EvalPassed,
             *ENDS,

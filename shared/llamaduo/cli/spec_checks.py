@@ -155,6 +155,14 @@ def check_test_rows(found: SpecFile, rows: int) -> list[str]:
     return notes
 
 
+def check_serving(found: SpecFile, rows: int) -> list[str]:
+    """A note where the test rows are fewer than the requests that are to be measured."""
+    serving, test = found.spec.gate.serving, rows_by_split(rows, found.spec.splits)["test"]
+    if serving is None or serving.requests <= test:
+        return []
+    return [f"gate.serving: {serving.requests} requests over {test} test prompts ask some of them more than once"]
+
+
 def check_providers(found: SpecFile) -> None:
     """UserInputError for a provider that nobody knows, one whose package is missing, or an address that is none."""
     for role, llm in found.spec.llms:

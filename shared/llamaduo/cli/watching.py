@@ -24,8 +24,11 @@ from llamaduo.events import (
     MigrationStopped,
     PauseRequested,
     ResumeRequested,
+    ServingMeasured,
+    ServingRequested,
     WorkFailed,
 )
+from llamaduo.migrations.serving_gate import carries
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.migrations.stop_advice import what_to_do
 
@@ -71,6 +74,10 @@ def _about_round(event: AnyEvent) -> str | None:
         case AdapterTrained():
             loss = f", validation loss {event.validation_loss:.4g}" if event.validation_loss is not None else ""
             return f"round {event.round}: trained {event.steps} steps, best at {event.best_step}{loss}"
+        case ServingRequested():
+            return f"round {event.round}: the marks pass; measuring how fast it is served"
+        case ServingMeasured():
+            return f"round {event.round}: {carries(event) or 'no request could be measured'}"
         case EvalFailed() | EvalPassed():
             thresholds = event.gate.get("absolute") if isinstance(event.gate.get("absolute"), dict) else {}
             note = f" — {event.note}" if event.note else ""
@@ -205,6 +212,8 @@ def summary(report: Report) -> str:
         f"calls: {calls.made} made, {calls.from_ledger} from the ledger, {calls.rebought} perhaps paid twice, "
         f"{calls.failed} failed; US$ {calls.money:.4f}"
     )
+    if report.serving:
+        lines.append(f"as served (round {report.serving.round}): {report.serving.told}")
     if report.served:
         lines.append(f"served: {report.served.alias} is {report.served.name} {' '.join(report.served.urls)}")
     lines += [f"! {warning}" for warning in report.warnings]

@@ -36,6 +36,8 @@ from llamaduo.events import (
     ResponsesGenerated,
     ResponsesRequested,
     ResumeRequested,
+    ServingMeasured,
+    ServingRequested,
     WorkFailed,
 )
 from llamaduo.migrations.spec import MigrationSpec
@@ -104,6 +106,10 @@ class MigrationView:
     def decision(self, number: int) -> EvalFailed | EvalPassed | None:
         """The verdict on a round."""
         return self._of_round(EvalPassed, number) or self._of_round(EvalFailed, number)
+
+    def measured(self, number: int) -> ServingMeasured | None:
+        """How fast the adapter of a round answers where it is served."""
+        return self._of_round(ServingMeasured, number)
 
     @property
     def rounds(self) -> list[int]:
@@ -214,7 +220,7 @@ class MigrationView:
             return "synthesizing"
         if self.adapter(last) is None:
             return "training"
-        return "marking"
+        return "measuring" if self._of_round(ServingRequested, last) is not None else "marking"
 
 
 def fold(events: Iterable[AnyEvent]) -> MigrationView:

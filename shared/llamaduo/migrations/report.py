@@ -28,6 +28,7 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
+from llamaduo.migrations.report_serving import ServingPart, serving_of
 from llamaduo.migrations.report_trust import TrustPart, trust_of
 from llamaduo.migrations.report_warnings import warnings_of
 from llamaduo.migrations.seconds import Seconds, seconds_within, spans_of
@@ -159,6 +160,7 @@ class Report(Part):
     passed_round: int | None = None
     holdout: Marks = Field(default_factory=dict, description="the passed round on rows never looked at before")
     trust: TrustPart = Field(TrustPart(), description="how far the marks can be trusted")
+    serving: ServingPart | None = Field(None, description="how fast it is served, where the gate asks; one box")
     served: ServedPart | None = None
     evaluators: list[EvaluatorPart] = Field(default_factory=list)
     seconds: Seconds = Seconds()
@@ -370,6 +372,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         passed_round=passed.round if passed else None,
         holdout=holdout,
         trust=trust_of(view),
+        serving=serving_of(view),
         served=_served(view),
         evaluators=_evaluators(view),
         seconds=overall,

@@ -14,6 +14,7 @@ from llamaduo.events import Interval, Marks
 from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.report import Report
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
+from llamaduo.migrations.report_serving import serving_section
 from llamaduo.migrations.report_tables import table as _table
 from llamaduo.migrations.report_tables import text as _text
 from llamaduo.migrations.report_trust_html import trust_section
@@ -47,6 +48,7 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
             _cards(report),
             _marks(report),
             trust_section(report),
+            serving_section(report.serving),
             _data(report),
             _training(report),
             _seconds(report),
@@ -183,6 +185,9 @@ def _marks(report: Report) -> str:
     parity = report.gate.get("parity")
     gate = [f"{name} at least {value:g}" for name, value in thresholds.items()]
     gate += [f"not worse than the service LLM by more than {parity['margin']:g} points"] if parity else []
+    serving = report.gate.get("serving") or {}
+    gate += [f"95 of 100 requests within {limit:g} s"] if (limit := serving.get("latency_p95_s")) else []
+    gate += [f"{rate:g} requests/s"] if (rate := serving.get("requests_per_second")) else []
     confidence = 100 * float(report.gate.get("confidence", 0.95))
     return (
         f"<h2>Marks</h2><p class='soft'>Gate: {escape('; '.join(gate) or 'none')}. Means with {confidence:g} % "

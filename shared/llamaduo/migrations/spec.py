@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llamaduo.events import Split
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.migrations.serving_gate import fewest_requests
 from llamaduo.migrations.strict import Strict, wrong_at
 from llamaduo.names import nearest
 
@@ -79,6 +80,29 @@ class Slice(Strict):
     decides: bool = Field(False, description="whether a part below its floor keeps the round from passing")
 
 
+class Serving(Strict):
+    """How fast the adapter answers where it is served: a burst of test prompts, once all else of the gate is passed.
+
+    Without a limit it is only measured and reported.
+    """
+
+    latency_p95_s: float | None = Field(
+        None, gt=0, description="seconds within which 95 of 100 requests are answered"
+    )
+    requests_per_second: float | None = Field(None, gt=0, description="whole answers a second, at least")
+    concurrency: int = Field(8, ge=1, le=256, description="requests in flight while it is measured")
+    requests: int = Field(100, ge=1, le=1_000, description="requests that are measured")
+
+    @property
+    def limits(self) -> bool:
+        """Whether it can keep a round from passing."""
+        return self.latency_p95_s is not None or self.requests_per_second is not None
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Gate(Strict):
     """When a round passes: every absolute threshold is met and, if asked, parity holds."""
 
@@ -88,6 +112,12 @@ class Gate(Strict):
     )
     parity: Parity | None = None
     slices: dict[str, Slice] = Field(default_factory=dict, description="column of `meta`: a floor for its worst part")
+    serving: Serving | None = Field(
+        None,
+        # Not written where it is not asked for: a migration's id is made from its spec.
+        exclude_if=_is_none,
+        description="limits on the adapter as served",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")
@@ -100,6 +130,18 @@ class Gate(Strict):
         for column in self.slices:
             if self.metric_of(column).count(".") != 1:
                 raise wrong_at(("slices", column, "metric"), "is not `evaluator.metric`", "e.g. exact-match.exact")
+        return self
+
+    @model_validator(mode="after")
+    def _serving_can_be_told(self) -> Gate:
+        if self.serving is not None and self.serving.requests < (
+            fewest := fewest_requests(self.serving, self.confidence)
+        ):
+            raise wrong_at(
+                ("serving", "requests"),
+                f"{self.serving.requests} requests with {self.serving.concurrency} in flight cannot tell that",
+                f"at least {fewest}",
+            )
         return self
 
     def metric_of(self, column: str) -> str:
