@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from llamaduo.datasets import Row, ShardRow
 from llamaduo.events import ResponsesRequested
 from llamaduo.identity import seed_of
+from llamaduo.tool_calls import read_answer
+from llamaduo.tools_in_words import in_words
 from services.inference.engine import Generation, GenerationRequest
 
 TOO_LONG = "prompt and answer do not fit the model's window (LLAMADUO_MAX_LENGTH)"
@@ -22,7 +24,7 @@ def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | No
     return [
         GenerationRequest(
             row=row.id,
-            messages=[message.model_dump() for message in row.prompt],
+            messages=[message.model_dump() for message in in_words(row.prompt, row.tools)],
             model=model,
             k=asked.answers_per_prompt,
             max_tokens=asked.max_tokens,
@@ -45,13 +47,19 @@ def shard_rows(rows: Sequence[Row], generations: Sequence[Generation]) -> list[S
             row=row.id,
             messages=row.prompt,
             reference=row.answer,
-            answers=[None] * len(generation.answers) if is_too_long(generation) else list(generation.answers),
+            answers=[None if is_too_long(generation) else answer_of(row, text) for text in generation.answers],
             errors=[TOO_LONG] * len(generation.answers) if is_too_long(generation) else [],
             meta=row.meta,
             response_format=row.response_format,
+            tools=row.tools,
         )
         for row, generation in zip(rows, generations, strict=True)
     ]
+
+
+def answer_of(row: Row, text: str) -> str:
+    """What a model answered as evaluators read it: calls of tools written as those of the reference are."""
+    return read_answer(text).text if row.needs_tools else text
 
 
 def is_too_long(generation: Generation) -> bool:

@@ -63,6 +63,11 @@ class Seeds:
         """The form in which all examples ask for their answers."""
         return self.rows[0].response_format
 
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The tools that all examples offer."""
+        return self.rows[0].tools
+
 
 Kind = Literal["uniform", "targeted"]
 
@@ -187,9 +192,10 @@ class SeedPlan:
 
 def seed_pool(train: Sequence[Row]) -> list[Row]:
     """Rows that may be examples: the team's own before generated ones, single questions before
-    conversations.
+    conversations. None that goes on after a tool has answered: a new row is a question and its answer.
     """
-    pool = [row for row in train if row.source == "coverage"] or list(train)
+    own = [row for row in train if row.source == "coverage"] or list(train)
+    pool = [row for row in own if not row.follows_a_tool]
     single = [row for row in pool if sum(message.role == "user" for message in row.messages) == 1]
     return sorted(single or pool, key=lambda row: row.id)
 
@@ -200,9 +206,9 @@ def system_of(row: Row) -> str:
 
 
 def asked_as(row: Row) -> str:
-    """How an answer was asked for, beside the question itself: by the system prompt, and in which form."""
-    system = system_of(row)
-    return system if row.response_format is None else f"{system}\n{canonical_json(row.response_format)}"
+    """How an answer was asked for, beside the question: by the system prompt, in which form, with which tools."""
+    beside = [canonical_json(given) for given in (row.response_format, row.tools) if given is not None]
+    return "\n".join([system_of(row), *beside])
 
 
 def _one_kind(_row: Row) -> str:

@@ -30,6 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llamaduo.datasets import Row
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.tools_in_words import in_words
 from services.trainer.checkpoints import StoppedEarly, mark_whole, newest_whole
 from services.trainer.engine import ADAPTER_FILES, TrainingImpossible, TrainJob, TrainProgress
 from services.trainer.rows import read_rows, row_order
@@ -225,14 +226,19 @@ def _precision(recipe: Recipe, cuda: bool) -> str:
 
 
 def _token_counts(rows: list[Row], tokenizer: Any) -> list[int]:
-    conversations = [[m.model_dump() for m in row.messages] for row in rows]
+    conversations = [_conversation(row) for row in rows]
     return [len(ids) for ids in tokenizer.apply_chat_template(conversations, return_dict=True)["input_ids"]]
 
 
 def _dataset(rows: list[Row]) -> Any:
     """Conversational prompt and completion: the only form in which TRL masks the prompt for every template."""
-    plain = [[m.model_dump() for m in row.messages] for row in rows]
+    plain = [_conversation(row) for row in rows]
     return Dataset.from_list([{"prompt": m[:-1], "completion": m[-1:]} for m in plain])
+
+
+def _conversation(row: Row) -> list[dict[str, Any]]:
+    """A row's messages for the chat template: tools in words, just as inference asks with them."""
+    return [message.model_dump() for message in in_words(row.messages, row.tools)]
 
 
 def _base_model(job: TrainJob, cuda: bool, precision: str, longest: int) -> Any:

@@ -20,6 +20,7 @@ from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
 from llamaduo.names import did_you_mean
 from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_sources, key_variables
+from llamaduo.tools_in_words import why_not_learnt
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
@@ -90,14 +91,9 @@ def check_splits(found: SpecFile, rows: int) -> None:
 
 
 def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
-    """UserInputError if rows offer or call tools: they are read, and nothing can teach them yet."""
-    with_tools = sum(row.needs_tools for row in rows)
-    if with_tools:
-        raise found.mistake(
-            ("coverage",),
-            f"{with_tools} of {len(rows)} rows offer or call tools, which cannot be learnt yet",
-            "take those rows out, or what they have of `tools`",
-        )
+    """UserInputError if rows offer or call tools in a way that cannot be learnt."""
+    if why := why_not_learnt(rows):
+        raise found.mistake(("coverage",), *why)
 
 
 def check_slices(found: SpecFile, rows: Sequence[Row]) -> None:
