@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from llamaduo.datasets import Row, ShardRow
 from llamaduo.events import ResponsesRequested
 from llamaduo.identity import seed_of
-from llamaduo.tool_calls import read_answer
-from llamaduo.tools_in_words import in_words
+from llamaduo.tool_calls import ToolWording, read_answer
+from llamaduo.tools_by_template import asked_with
 from services.inference.engine import Generation, GenerationRequest
 
 TOO_LONG = "prompt and answer do not fit the model's window (LLAMADUO_MAX_LENGTH)"
@@ -19,12 +19,15 @@ def shard_of(rows: Sequence[Row], asked: ResponsesRequested) -> list[Row]:
     return list(rows[asked.shard * asked.size : (asked.shard + 1) * asked.size])
 
 
-def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | None) -> list[GenerationRequest]:
-    """One request a row; sampling seeds come from migration, candidate, row and sample."""
+def requests_for(
+    rows: Sequence[Row], asked: ResponsesRequested, model: str | None, wording: ToolWording = "text"
+) -> list[GenerationRequest]:
+    """One request a row, tools in this wording; sampling seeds come from migration, candidate, row and sample."""
+    said = [asked_with(row.prompt, row.tools, wording) for row in rows]
     return [
         GenerationRequest(
             row=row.id,
-            messages=[message.model_dump() for message in in_words(row.prompt, row.tools)],
+            messages=messages,
             model=model,
             k=asked.answers_per_prompt,
             max_tokens=asked.max_tokens,
@@ -34,9 +37,9 @@ def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | No
                 for sample in range(asked.answers_per_prompt)
             ],
             reference=row.answer,
-            options={} if row.response_format is None else {"response_format": row.response_format},
+            options=further if row.response_format is None else {"response_format": row.response_format},
         )
-        for row in rows
+        for row, (messages, further) in zip(rows, said, strict=True)
     ]
 
 

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from llamaduo.errors import RetryableError
+from llamaduo.tool_calls import ToolWording
 from services.inference.tool_requests import BadToolRequest, answered, as_stream, asked, needs_tools
 from services.inference.vllm_client import BROKEN, VllmClient
 
@@ -34,6 +35,8 @@ class Places(Protocol):
     def client_now(self) -> VllmClient: ...
 
     def serves(self, model: str) -> bool: ...
+
+    def tool_wording(self, model: str) -> ToolWording: ...
 
     def healthy(self) -> bool: ...
 
@@ -98,7 +101,7 @@ class Endpoint:
             return _error(404, f"the model {model} is not served here; GET /v1/models lists what is")
         with_tools = request.path == _CHAT and needs_tools(body)
         try:
-            sent = asked(body) if with_tools else body
+            sent = asked(body, self._engine.tool_wording(model)) if with_tools else body
             async with self._engine.request_place(model, wait_s=0) as client:
                 if with_tools:
                     return await _answer_whole(client, request, body, sent)

@@ -11,8 +11,8 @@ from typing import Any
 
 from llamaduo.coverage_rows import BadRow, prompt_of, tools_of
 from llamaduo.identity import canonical_json
-from llamaduo.tool_calls import read_answer
-from llamaduo.tools_in_words import in_words
+from llamaduo.tool_calls import ToolWording, read_answer
+from llamaduo.tools_by_template import asked_with
 
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 
@@ -28,7 +28,7 @@ def needs_tools(body: Mapping[str, Any]) -> bool:
     return bool(body.get("tools")) or any(one.get("tool_calls") or one.get("role") == "tool" for one in said)
 
 
-def asked(body: Mapping[str, Any]) -> dict[str, Any]:
+def asked(body: Mapping[str, Any], wording: ToolWording = "text") -> dict[str, Any]:
     """The request as it goes to vLLM: whole, since only a whole answer tells whether it ends in a call.
 
     BadToolRequest where it cannot be read, or wants what no wording can give: a call at any rate.
@@ -43,7 +43,8 @@ def asked(body: Mapping[str, Any]) -> dict[str, Any]:
     except BadRow as error:
         raise BadToolRequest(f"{error.key}: {error.why}" if error.key else error.why) from error
     rest = {key: value for key, value in body.items() if key not in (*_OF_TOOLS, "stream", "stream_options")}
-    return {**rest, "messages": [message.model_dump() for message in in_words(messages, tools)]}
+    said, further = asked_with(messages, tools, wording)
+    return {**rest, **further, "messages": said}
 
 
 def answered(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llamaduo.identity import canonical_json
 from llamaduo.json_values import MISSING, json_value
+
+ToolWording = Literal["text", "template"]
+"""How a small model is shown tools and calls them: in our words, or as its own chat template renders them."""
 
 _MOST_CALLS = 32
 _TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
