@@ -33,7 +33,9 @@ class Screen:
         own = [row for rows in splits.values() for row in rows if row.source == "coverage"]
         self._form = answer_form([row.answer for row in own if not row.tools])
         self._answered_in_words = {
-            canonical_json(row.tools) for row in own if row.tools and not row.messages[-1].tool_calls
+            canonical_json(row.tools)
+            for row in own
+            if row.tools and not row.messages[-1].tool_calls and not row.follows_a_tool
         }
         self._frame = shared_frame(row.user_text for row in own)
         self._prompt_limit = _length_limit([row.user_text for row in own])

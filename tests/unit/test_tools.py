@@ -271,6 +271,10 @@ def test_what_is_dropped_is_counted_by_its_name() -> None:
     fresh = [Pair(prompt=f"where is the parcel number {n}, friends", answer=SPOKEN) for n in range(2)]
     assert screen.admit(fresh[0], [FIND]) == fresh[0]
     assert screen.admit(Pair(prompt="entirely other words than before", answer="in words"), [FIND]) == "invalid_call"
+    splits["train"].append(going_on("close A1").model_copy(update={"tools": [FIND]}))
+    assert (
+        Screen(splits, 90).admit(Pair(prompt="yet others than before", answer="in words"), [FIND]) == "invalid_call"
+    )
     splits["train"].append(row("and this one", "in words", tools=[FIND]))
     words = Pair(prompt="entirely other words than before", answer="in words")
     assert Screen(splits, 90).admit(words, [FIND]) == words
