@@ -115,7 +115,9 @@ def check_pairs(request: ChatRequest) -> list[dict[str, JsonValue]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(pair, dict) and isinstance(pair.get("number"), int):
-            keep = understand(str(pair.get("prompt"))).as_json() == pair.get("answer")
+            record, answer = understand(str(pair.get("prompt"))).as_json(), str(pair.get("answer"))
+            called = _CALLED.search(answer)
+            keep = answer == (_call(called[1], record) if called else record)
             reason = "the answer is right" if keep else "the answer is another"
             checks.append({"number": pair["number"], "reason": reason, "keep": keep})
     return checks

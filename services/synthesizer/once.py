@@ -76,7 +76,7 @@ async def generate_once(asked: AnswersAsked) -> AnswersDone:
     llm, budgets = (spec.service_llm, spec.budgets) if asked.engine is None else (asked.engine, Budgets())
     async with buying(asked, "generate", len(rows) * spec.generation.answers) as (client, job):
         shard, answers = await answer_prompts(
-            rows if asked.engine is None else _as_taught(rows, spec),
+            rows if asked.engine is None else as_taught(rows, spec),
             ServiceTeacher(client, llm, budgets, migration=asked.task, job=job),
             migration=asked.task,
             samples=spec.generation.answers,
@@ -84,11 +84,11 @@ async def generate_once(asked: AnswersAsked) -> AnswersDone:
             temperature=spec.generation.temperature,
         )
     if asked.engine is not None:
-        shard = [_as_asked(row, one) for row, one in zip(rows, shard, strict=True)]
+        shard = [as_asked(row, one) for row, one in zip(rows, shard, strict=True)]
     return AnswersDone(answers=shard, calls=total_counts(answers))
 
 
-def _as_taught(rows: list[Row], spec: MigrationSpec) -> list[Row]:
+def as_taught(rows: list[Row], spec: MigrationSpec) -> list[Row]:
     """The rows as the small model is asked; tools by its own template stay as they are, its server renders them."""
     if spec.tool_wording == "template":
         return rows
@@ -100,7 +100,7 @@ def _as_taught(rows: list[Row], spec: MigrationSpec) -> list[Row]:
     ]
 
 
-def _as_asked(row: Row, answered: ShardRow) -> ShardRow:
+def as_asked(row: Row, answered: ShardRow) -> ShardRow:
     """The answers to a row as evaluators read them, with the tools that it offers."""
     if not row.needs_tools:
         return answered

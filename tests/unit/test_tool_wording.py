@@ -40,6 +40,10 @@ UNREADABLE = RENDERS.replace('{"name": "{{ call.function.name }}", "arguments": 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
+    return byte_tokenizer()
+
+
+def byte_tokenizer() -> Any:
     """One token a byte, and the marks of a turn."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")

@@ -17,6 +17,8 @@ from llamaduo.service_llm import Call, Reply, ServiceLLMClient
 from llamaduo.service_llm.prices import largest
 from llamaduo.tool_calls import SaidAndCalled, ToolCall, as_openai, call_of, read_answer
 from llamaduo.tools_in_words import in_words, tools_in_words, why_not_learnt
+from services.emulator.chat import ChatRequest
+from services.emulator.synthesis import check_pairs, write_pairs
 from services.inference.answering import requests_for, shard_rows
 from services.inference.engine import Generation
 from services.judge import tool_call
@@ -26,6 +28,7 @@ from services.synthesizer.called_tools import called_rightly
 from services.synthesizer.fake_teacher import FakeTeacher
 from services.synthesizer.filtering import Screen
 from services.synthesizer.nearest import nearest_rows
+from services.synthesizer.once import as_asked, as_taught
 from services.synthesizer.prompting import synthesis_prompt
 from services.synthesizer.references import reference_prompts, reference_rows
 from services.synthesizer.seeding import SeedPlan, seed_pool
@@ -347,6 +350,32 @@ def test_prompts_without_tools_are_what_they_were() -> None:
     )
     assert "tools" not in prompt.messages[1].content
     assert reference_prompts(rows, migration="m")[0].tools is None
+
+
+def test_a_server_of_ones_own_is_asked_as_the_model_was_taught() -> None:
+    rows = [calling("where is A1"), row("q", response_format={"type": "json_object"})]
+    asked = as_taught(rows, spec())
+    assert asked[0].messages == in_words(rows[0].messages, [FIND]) and asked[0].tools is None
+    assert asked[1] == rows[1]
+    assert as_taught(rows, spec().model_copy(update={"tool_wording": "template"})) == rows
+    written = '<tool_call>{"name": "find", "arguments": {"order": "A1", "limit": 1}}</tool_call>'
+    shard = reference_rows(asked, [TeacherAnswer(text=written), TeacherAnswer(text=written)])
+    given, plain = (as_asked(one, answered) for one, answered in zip(rows, shard, strict=True))
+    assert (given.answers, given.tools, given.messages) == ([SPOKEN], [FIND], rows[0].prompt)
+    assert given.reference == SPOKEN and plain.answers == [written]
+
+
+def test_the_emulator_writes_and_checks_calls() -> None:
+    def asked(text: str) -> ChatRequest:
+        return ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": text}]})
+
+    example = json.dumps({"prompt": "x", "answer": SPOKEN})
+    made = write_pairs(asked(f"{example}\nWrite 4 new pairs"))
+    assert len(made) == 4
+    assert all([call.name for call in read_answer(pair["answer"]).calls] == ["find"] for pair in made)
+    wrong = {**made[1], "answer": SPOKEN}
+    lines = [json.dumps({"number": n, **pair}) for n, pair in enumerate([made[0], wrong])]
+    assert [check["keep"] for check in check_pairs(asked("\n".join(lines)))] == [True, False]
 
 
 def test_the_nearest_answer_is_a_call_too() -> None:
