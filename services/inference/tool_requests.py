@@ -35,7 +35,7 @@ def asked(body: Mapping[str, Any], wording: ToolWording = "text") -> dict[str, A
     """
     if body.get("tool_choice") not in (None, "auto", "none"):
         raise BadToolRequest("tool_choice must be auto or none: whether to call is the model's to decide")
-    if body.get("response_format") is not None:
+    if body.get("response_format") not in (None, {"type": "text"}):
         raise BadToolRequest("tools and a response_format together are not served here")
     try:
         messages = prompt_of(body.get("messages"))

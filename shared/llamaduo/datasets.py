@@ -39,6 +39,10 @@ class Message(BaseModel):
     def _says_something(self) -> Self:
         if not self.content and not self.tool_calls and self.role != "tool":
             raise ValueError("a message has a content, or calls tools")
+        for call in self.tool_calls or ():
+            if not isinstance(call.get("id"), str) or not isinstance(call.get("function"), dict):
+                raise ValueError("a call of a tool has an `id` and a `function`")
+            call_of(call)
         return self
 
     @property

@@ -106,6 +106,12 @@ def test_what_is_no_call_stays_as_it_is(text: str) -> None:
     assert read_answer(text) == SaidAndCalled(text)
 
 
+@pytest.mark.parametrize("call", [{}, {"id": "0", "name": "f"}, {"id": "0", "function": {"name": "f"}}])
+def test_what_is_no_call_is_no_message(call: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="call of a tool"):
+        Message(role="assistant", content="x", tool_calls=[call])
+
+
 def test_a_conversation_in_words_takes_turns_and_holds_all() -> None:
     plain = in_words(going_on("close A1").messages, [FIND, CLOSE])
     assert [message.role for message in plain] == ["system", "user", "assistant", "user", "assistant"]
@@ -207,6 +213,7 @@ async def test_a_provider_is_given_calls_and_results_and_its_calls_come_back_as_
     answers: list[list[ModelResponsePart]] = [
         [TextPart("I look."), ToolCallPart("find", '{"order": "A1", "limit": 1}')],
         [ToolCallPart("find", "no JSON")],
+        [ToolCallPart("find", '{"order": "\\ud800"}')],
     ]
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -236,6 +243,8 @@ async def test_a_provider_is_given_calls_and_results_and_its_calls_come_back_as_
     ]
     wrong = await Sender({})(Call(asked, LLM, "m", "job", tools=[FIND]), "key")
     assert wrong.text == "find(no JSON)"
+    half = await Sender({})(Call(asked, LLM, "m", "job", tools=[FIND]), "key")
+    assert half.text == '{"tool_calls":[{"name":"find","arguments":{"order":"?"}}]}'
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call, FinishReason
 from llamaduo.service_llm.credentials import DEFAULT_VARIABLE, NO_KEY, OWN_PROTOCOL, api_key, key_variables
 from llamaduo.service_llm.sending import Reply, SendFailed, ServiceLLMMisconfigured
-from llamaduo.tool_calls import SaidAndCalled, call_of
+from llamaduo.tool_calls import SaidAndCalled, ToolCall, call_of
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -248,18 +248,21 @@ def _messages(call: Call) -> list[ModelMessage]:
 
 
 def _text(response: ModelResponse) -> str:
-    """What was said, and the tools that were called, as we write them."""
+    """What was said, and the tools that were called, as we write them; half a surrogate pair as a question mark."""
     from pydantic_ai.messages import ToolCallPart
 
     parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
-    calls = []
+    said, calls = response.text or "", list[ToolCall]()
     for part in parts:
         try:
             calls.append(call_of({"name": part.tool_name, "arguments": part.args or {}}))
         except ValueError:
             # Arguments that are no JSON object, as models write now and then: an answer, and a wrong one.
-            return "\n".join([response.text or "", *(f"{one.tool_name}({one.args})" for one in parts)]).strip()
-    return SaidAndCalled(response.text or "", tuple(calls)).text
+            calls = []
+            said = "\n".join([response.text or "", *(f"{one.tool_name}({one.args})" for one in parts)]).strip()
+            break
+    # What no file can hold could not be written into the ledger, and would be bought again and again.
+    return SaidAndCalled(said, tuple(calls)).text.encode(errors="replace").decode()
 
 
 def _settings(call: Call, idempotency_key: str, model: Model) -> ModelSettings:
