@@ -10,7 +10,7 @@ from typing import Any
 
 from llamaduo.datasets import Row
 from llamaduo.tool_calls import read_answer
-from llamaduo.tools_by_template import offered
+from llamaduo.tools_by_template import conversation, offered
 from services.trainer.engine import TrainingImpossible
 
 TokenizedRow = dict[str, list[int]]
@@ -29,7 +29,7 @@ def tokenized(rows: Sequence[Row], tokenizer: Any) -> list[TokenizedRow]:
 
 
 def _tokenized(row: Row, tokenizer: Any) -> TokenizedRow:
-    messages = [message.model_dump() for message in row.messages]
+    messages = conversation(row.messages)
     prompt = _ids(tokenizer, messages[:-1], offered(row.tools), add_generation_prompt=True)
     whole = _ids(tokenizer, messages, offered(row.tools))
     begins = next(

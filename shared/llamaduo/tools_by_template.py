@@ -6,6 +6,7 @@ another order is settled here: the rendered prompt must be the one that was trai
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,10 @@ _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 def offered(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """The tools with all their fields and no others, in one order; None where there are none."""
+    """The tools with all their fields and no others, in one order; None where there are none.
+
+    Rows are stored with sorted keys, so schemas of callers are sorted too.
+    """
     if not tools:
         return None
     return [
@@ -28,7 +32,7 @@ def offered(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] |
             "function": {
                 "name": tool["function"]["name"],
                 "description": tool["function"].get("description") or "",
-                "parameters": tool["function"].get("parameters") or _NO_PARAMETERS,
+                "parameters": _sorted(tool["function"].get("parameters") or _NO_PARAMETERS),
             },
         }
         for tool in tools
@@ -49,9 +53,22 @@ def asked_with(
     return [_of_openai(message) for message in messages], further
 
 
+def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages for a chat template, which wants the arguments of calls as objects."""
+    said = [message.model_dump() for message in messages]
+    for message in said:
+        for call in message.get("tool_calls") or ():
+            call["function"] = {**call["function"], "arguments": _sorted(call["function"]["arguments"])}
+    return said
+
+
 def may_render_tools(template: str) -> bool:
     """False for a chat template that never names the tools, so that it cannot render them."""
     return re.search(r"\btools\b", template) is not None
+
+
+def _sorted(value: Any) -> Any:
+    return json.loads(canonical_json(value))
 
 
 def _of_openai(message: Message) -> dict[str, Any]:

@@ -66,7 +66,17 @@ def learnt(tokenizer: Any, row: Row) -> tuple[str, str]:
 
 def test_the_models_own_wording_is_learnt_and_is_what_its_server_renders(tokenizer: Any) -> None:
     tokenizer.chat_template = RENDERS
-    for row in (calling("where is A1", says="I look."), going_on("close A1")):
+    again = calling("where is A1")
+    turns = [
+        *again.messages,
+        Message(role="tool", content="paid", tool_call_id="0"),
+        Message(role="assistant", content="It is paid."),
+    ]
+    for row in (
+        calling("where is A1", says="I look."),
+        going_on("close A1"),
+        again.model_copy(update={"messages": turns}),
+    ):
         prompt, answer = learnt(tokenizer, row)
         messages, further = asked_with(row.prompt, row.tools, "template")
         assert further["tool_choice"] == "none"
@@ -136,6 +146,9 @@ def test_what_a_server_would_change_of_a_tool_is_settled_before() -> None:
     ] * 2
     assert (offered([CLOSE]) or [{}])[0]["function"]["parameters"] == {"type": "object", "properties": {}}
     assert offered(None) is None and offered([]) is None
+    schema = FIND["function"]["parameters"]
+    turned = {"type": "function", "function": {**FIND["function"], "parameters": dict(reversed(schema.items()))}}
+    assert json.dumps(offered([turned])) == json.dumps(offered([FIND]))
 
 
 def test_requests_of_others_are_asked_in_the_wording_of_the_adapter() -> None:
