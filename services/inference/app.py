@@ -60,6 +60,7 @@ class Inference:
     async def answer(self, event: ResponsesRequested, work: Work) -> Sequence[Event]:
         """One shard of prompts for the base or an adapter."""
         view = await work.view(event.migration)
+        assert view.spec is not None
         answered = ResponsesGenerated(**event.place(), responses=None, evaluators=event.evaluators)
         if not view.undecided(event.candidate, event.split):
             return [answered.model_copy(update={"skipped": True})]
@@ -72,7 +73,7 @@ class Inference:
             if event.candidate.adapter is not None:
                 model, loaded = await self._load(event, event.candidate.adapter, engine, work, spans)
             began = datetime.now(UTC)
-            generations = await engine.generate(requests_for(rows, event, model))
+            generations = await engine.generate(requests_for(rows, event, model, view.spec.tool_wording))
             spans.append(WorkSpan(kind="generation", began=began, ended=datetime.now(UTC)))
         body = dump_rows(shard_rows(rows, generations))
         generated = answered.model_copy(

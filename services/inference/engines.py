@@ -185,5 +185,10 @@ async def fetch_adapter(store: ArtifactStore, adapter: Adapter, name: str, folde
             with contextlib.suppress(OSError):
                 whole.rename(target)
     return AdapterFiles(
-        name=name, folder=target, digest=adapter.digest, rank=adapter.rank, base_digest=adapter.base_digest
+        name=name,
+        folder=target,
+        digest=adapter.digest,
+        rank=adapter.rank,
+        base_digest=adapter.base_digest,
+        tool_wording=adapter.tool_wording,
     )

@@ -28,6 +28,7 @@ from llamaduo.migrations.next_step import Stop, after_failure
 from llamaduo.migrations.planned_rows import rows_wanted
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm.on_bus import ClientOnBus
+from llamaduo.tools_in_words import why_not_learnt
 from services.synthesizer.asking import joined_spans, total_counts
 from services.synthesizer.merging import merge
 from services.synthesizer.nearest import nearest_rows
@@ -134,9 +135,9 @@ async def first_round(event: MigrationRequested, store: ArtifactStore) -> Datase
     """Split the coverage dataset. PermanentError where it is too small for what the spec asks."""
     spec = MigrationSpec.model_validate(event.spec)
     rows = load_rows(await read_bytes(store, event.coverage))
-    if any(row.needs_tools for row in rows):
-        # The command line refuses them; whoever asks past it must not get a model that never saw a tool.
-        raise PermanentError("the coverage dataset offers or calls tools, which cannot be learnt yet")
+    if why := why_not_learnt(rows):
+        # The command line refuses them; whoever asks past it must be told as well.
+        raise PermanentError(f"the coverage dataset: {why[0]} ({why[1]})")
     try:
         splitted = await asyncio.to_thread(split_coverage, rows, spec.splits, spec.seed, spec.synthesis.near_copy)
     except UserInputError as error:

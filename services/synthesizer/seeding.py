@@ -64,6 +64,11 @@ class Seeds:
         """The form in which all examples ask for their answers."""
         return self.rows[0].response_format
 
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The tools that all examples offer."""
+        return self.rows[0].tools
+
 
 Kind = Literal["uniform", "targeted"]
 
@@ -97,7 +102,8 @@ class SeedPlan:
     def __post_init__(self) -> None:
         self._pool = seed_pool(self.train)
         # Conversations are no examples where single questions can be.
-        self._weak = [row for row in self.weak if is_single(row) or not all(map(is_single, self._pool))]
+        single = all(map(is_single, self._pool))
+        self._weak = [row for row in self.weak if not row.follows_a_tool and (is_single(row) or not single)]
         by_id = {row.id: row for row in self.test}
         known = [(by_id[failure.row], failure) for failure in self.failures if failure.row in by_id]
         self._targets = sorted(known, key=lambda pair: self._rank("target", pair[0].id))
@@ -222,9 +228,10 @@ class SeedPlan:
 
 def seed_pool(train: Sequence[Row]) -> list[Row]:
     """Rows that may be examples: the team's own before generated ones, single questions before
-    conversations.
+    conversations. None that goes on after a tool has answered: a new row is a question and its answer.
     """
-    pool = [row for row in train if row.source == "coverage"] or list(train)
+    own = [row for row in train if row.source == "coverage"] or list(train)
+    pool = [row for row in own if not row.follows_a_tool]
     return sorted([row for row in pool if is_single(row)] or pool, key=lambda row: row.id)
 
 
@@ -239,9 +246,9 @@ def system_of(row: Row) -> str:
 
 
 def asked_as(row: Row) -> str:
-    """How an answer was asked for, beside the question itself: by the system prompt, and in which form."""
-    system = system_of(row)
-    return system if row.response_format is None else f"{system}\n{canonical_json(row.response_format)}"
+    """How an answer was asked for, beside the question: by the system prompt, in which form, with which tools."""
+    beside = [canonical_json(given) for given in (row.response_format, row.tools) if given is not None]
+    return "\n".join([system_of(row), *beside])
 
 
 def _one_kind(_row: Row) -> str:

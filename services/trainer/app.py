@@ -104,6 +104,7 @@ async def prepare(
         base_name=base.name,
         recipe=spec.recipe,
         seed=spec.seed,
+        tool_wording=spec.tool_wording,
         out=folder / "adapter",
         work=folder / "checkpoints",
     )
@@ -125,6 +126,7 @@ async def announce(
         base_model=base.name,
         base_digest=base.digest,
         rank=spec.recipe.rank,
+        tool_wording=spec.tool_wording,
     )
     return AdapterTrained(
         migration=event.migration,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.errors import PermanentError, RetryableError
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.tool_calls import ToolWording
 
 LOG_NAME = "train.log"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -33,6 +34,7 @@ class TrainJob(BaseModel):
     base_name: str = Field("", description="written into the adapter's config; the folder's name if empty")
     recipe: Recipe = Recipe()
     seed: int = 0
+    tool_wording: ToolWording = "text"
     out: Path
     work: Path
 

@@ -30,8 +30,10 @@ from trl import SFTConfig, SFTTrainer
 
 from llamaduo.datasets import Row
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.tools_in_words import in_words
 from services.trainer.checkpoints import StoppedEarly, mark_whole, newest_whole
 from services.trainer.engine import ADAPTER_FILES, TrainingImpossible, TrainJob, TrainProgress
+from services.trainer.rendering import tokenized
 from services.trainer.rows import read_rows, row_order
 from services.trainer.weak_rows import IGNORED, weak_rows
 
@@ -84,14 +86,14 @@ def train(
         tokenizer.pad_token = tokenizer.eos_token
 
     rows = read_rows(job.train)
-    lengths = _token_counts(rows, tokenizer)
+    train_set, lengths = _dataset(rows, job, tokenizer)
     kept_validation = read_rows(job.validation) if job.validation else []
     longest = min(recipe.max_length, max(lengths))
     trainer = AnswerTrainer(
         model=_base_model(job, cuda, precision, longest),
         args=_arguments(job, cuda, precision, bool(kept_validation)),
-        train_dataset=_dataset(rows),
-        eval_dataset=_dataset(kept_validation) if kept_validation else None,
+        train_dataset=train_set,
+        eval_dataset=_dataset(kept_validation, job, tokenizer)[0] if kept_validation else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.rank,
@@ -243,17 +245,20 @@ def _precision(recipe: Recipe, cuda: bool) -> str:
     return "bf16" if info.is_file() and "amx_bf16" in info.read_text() else "fp32"
 
 
-def _token_counts(rows: list[Row], tokenizer: Any) -> list[int]:
-    conversations = [[m.model_dump() for m in row.messages] for row in rows]
-    return [len(ids) for ids in tokenizer.apply_chat_template(conversations, return_dict=True)["input_ids"]]
+def _dataset(rows: list[Row], job: TrainJob, tokenizer: Any) -> tuple[Any, list[int]]:
+    """The rows as TRL takes them, and how many tokens each has.
 
-
-def _dataset(rows: list[Row]) -> Any:
-    """Conversational prompt and completion: the only form in which TRL masks the prompt for every template."""
-    plain = [[m.model_dump() for m in row.messages] for row in rows]
-    return Dataset.from_list(
-        [{"prompt": m[:-1], "completion": m[-1:], "row": row.id} for row, m in zip(rows, plain, strict=True)]
-    )
+    Conversational prompt and completion is the only form in which TRL masks the prompt for every template. Tools are
+    in words, just as inference asks with them, or rendered here.
+    """
+    if job.tool_wording == "template":
+        ready = tokenized(rows, tokenizer)
+        lengths = [len(row["input_ids"]) for row in ready]
+        return Dataset.from_list([{**one, "row": row.id} for one, row in zip(ready, rows, strict=True)]), lengths
+    plain = [[message.model_dump() for message in in_words(row.messages, row.tools)] for row in rows]
+    lengths = [len(ids) for ids in tokenizer.apply_chat_template(plain, return_dict=True)["input_ids"]]
+    pairs = [{"prompt": m[:-1], "completion": m[-1:], "row": row.id} for m, row in zip(plain, rows, strict=True)]
+    return Dataset.from_list(pairs), lengths
 
 
 def _base_model(job: TrainJob, cuda: bool, precision: str, longest: int) -> Any:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from llamaduo.errors import BadEvent
 from llamaduo.identity import identity
+from llamaduo.tool_calls import ToolWording
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Split = Literal["train", "validation", "test", "holdout"]
@@ -72,6 +73,7 @@ class Adapter(Part):
     base_model: str
     base_digest: str
     rank: int
+    tool_wording: ToolWording = "text"
 
 
 class Candidate(Part):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llamaduo.base_models import check_folder
+from llamaduo.base_models import chat_template_of, check_folder
 from llamaduo.built_in_evaluators import METRICS, NOISY, ON_WISH
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
@@ -20,6 +20,8 @@ from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
 from llamaduo.names import did_you_mean
 from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_sources, key_variables
+from llamaduo.tools_by_template import may_render_tools
+from llamaduo.tools_in_words import why_not_learnt
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
@@ -90,13 +92,18 @@ def check_splits(found: SpecFile, rows: int) -> None:
 
 
 def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
-    """UserInputError if rows offer or call tools: they are read, and nothing can teach them yet."""
-    with_tools = sum(row.needs_tools for row in rows)
-    if with_tools:
+    """UserInputError if rows offer or call tools in a way that cannot be learnt."""
+    if why := why_not_learnt(rows):
+        raise found.mistake(("coverage",), *why)
+    if found.spec.tool_wording == "text" or not any(row.needs_tools for row in rows):
+        return
+    # Others are rendered by the trainer, before it trains.
+    folder = _folder_at_hand(found.spec.base_model)
+    if folder is not None and not may_render_tools(chat_template_of(folder) or ""):
         raise found.mistake(
-            ("coverage",),
-            f"{with_tools} of {len(rows)} rows offer or call tools, which cannot be learnt yet",
-            "take those rows out, or what they have of `tools`",
+            ("tool_wording",),
+            f"the chat template of {found.spec.base_model} does not render tools",
+            "leave tool_wording out: tools are then put into words",
         )
 
 
@@ -267,16 +274,22 @@ def check_base_model(found: SpecFile) -> list[str]:
             f"{written!r} is no folder, no .gguf file and no Hub id",
             "a Hub id has an owner, e.g. HuggingFaceTB/SmolLM2-135M-Instruct",
         )
-    return [] if _is_cached(written) else [f"{written} is not on this machine: it will be fetched"]
+    return [] if _folder_at_hand(written) else [f"{written} is not on this machine: it will be fetched"]
 
 
-def _is_cached(hub_id: str) -> bool:
+def _folder_at_hand(base_model: str) -> Path | None:
+    """The folder of a base model that is one, or is in the Hub's cache."""
+    if Path(base_model).is_dir():
+        return Path(base_model)
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
-        return False
-    repo, _, revision = hub_id.partition("@")
-    return isinstance(try_to_load_from_cache(repo, "config.json", revision=revision or None), str)
+        return None
+    repo, _, revision = base_model.partition("@")
+    if not HUB_ID.fullmatch(base_model):
+        return None
+    config = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def doubtful_evaluators(found: SpecFile) -> list[str]:

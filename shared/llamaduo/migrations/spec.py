@@ -12,6 +12,7 @@ from llamaduo.migrations.recipe import Recipe
 from llamaduo.migrations.serving_gate import fewest_requests
 from llamaduo.migrations.strict import Strict, wrong_at
 from llamaduo.names import nearest
+from llamaduo.tool_calls import ToolWording
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
 MODEL_PATTERN = r"^[a-z0-9_-]+:.+$"
@@ -258,6 +259,12 @@ class MigrationSpec(Strict):
     budgets: Budgets = Budgets()
     costs: Costs = Costs()
     promotion: Literal["auto", "manual"] = "auto"
+    tool_wording: ToolWording = Field(
+        "text",
+        # Written only where it is another: ids of specs that do without must not change.
+        exclude_if=lambda wording: wording == "text",
+        description="how rows with tools are shown to the small model: in words, or by its own chat template",
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")

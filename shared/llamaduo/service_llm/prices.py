@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.budget import Amount
 from llamaduo.service_llm.call import Call
+from llamaduo.tools_in_words import tools_in_words
 
 _TOKENS_A_MESSAGE = 16
 
@@ -36,10 +38,17 @@ def largest(call: Call) -> Amount:
     """The most one send of this call can take: a token a byte of the request, and `max_tokens` of answer."""
     form = call.schema.model_json_schema() if call.schema else call.response_format
     schema = json.dumps(dict(form)) if form else ""
-    request = sum(len(message["content"].encode()) + _TOKENS_A_MESSAGE for message in call.messages)
+    request = sum(_bytes(message) + _TOKENS_A_MESSAGE for message in call.messages)
+    if call.tools:
+        request += len(tools_in_words(call.tools).encode()) + _TOKENS_A_MESSAGE
     input_tokens = request + 2 * len(schema.encode())
     price = money(call.llm, input_tokens, call.max_tokens)
     return Amount(calls=1, tokens=input_tokens + call.max_tokens, money=price or 0.0)
+
+
+def _bytes(message: Mapping[str, Any]) -> int:
+    calls = message.get("tool_calls")
+    return len(message["content"].encode()) + (len(json.dumps(calls).encode()) if calls else 0)
 
 
 def _references(llm: ServiceLLM) -> Iterator[tuple[str | None, str | None]]:

@@ -18,11 +18,13 @@ from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call, FinishReason
 from llamaduo.service_llm.credentials import DEFAULT_VARIABLE, NO_KEY, OWN_PROTOCOL, api_key, key_variables
 from llamaduo.service_llm.sending import Reply, SendFailed, ServiceLLMMisconfigured
+from llamaduo.tool_calls import SaidAndCalled, ToolCall, call_of
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
+    from pydantic_ai.tools import ToolDefinition
 
 _CHAT_PROVIDERS = ("openai", "openai-chat")
 _ADDRESS = {"anthropic": "base_url", "azure": "azure_endpoint", "google": "base_url", "mistral": "base_url"}
@@ -59,7 +61,7 @@ class ProviderSender:
                 raise
             raise failure from None
         return Reply(
-            text=response.text or "",
+            text=_text(response),
             finish_reason=_finish_reason(response),
             input_tokens=response.usage.input_tokens,
             output_tokens=response.usage.output_tokens,
@@ -212,24 +214,55 @@ def _messages(call: Call) -> list[ModelMessage]:
         ModelRequest,
         ModelRequestPart,
         ModelResponse,
+        ModelResponsePart,
         SystemPromptPart,
         TextPart,
+        ToolCallPart,
+        ToolReturnPart,
         UserPromptPart,
     )
 
     built: list[ModelMessage] = []
     asked: list[ModelRequestPart] = []
+    names: dict[str, str] = {}
     for message in call.messages:
-        if message["role"] != "assistant":
-            make = SystemPromptPart if message["role"] == "system" else UserPromptPart
-            asked.append(make(message["content"]))
-            continue
-        if asked:
-            built.append(ModelRequest(parts=asked))
-            asked = []
-        built.append(ModelResponse(parts=[TextPart(message["content"])]))
+        match message["role"]:
+            case "system":
+                asked.append(SystemPromptPart(message["content"]))
+            case "user":
+                asked.append(UserPromptPart(message["content"]))
+            case "tool":
+                number = message["tool_call_id"]
+                asked.append(ToolReturnPart(names.get(number, ""), message["content"], number))
+            case _:
+                if asked:
+                    built.append(ModelRequest(parts=asked))
+                    asked = []
+                said: list[ModelResponsePart] = [TextPart(message["content"])] if message["content"] else []
+                for one in message.get("tool_calls") or ():
+                    names[one["id"]] = one["function"]["name"]
+                    said.append(ToolCallPart(one["function"]["name"], one["function"]["arguments"], one["id"]))
+                built.append(ModelResponse(parts=said))
     built.append(ModelRequest(parts=asked))
     return built
+
+
+def _text(response: ModelResponse) -> str:
+    """What was said, and the tools that were called, as we write them; half a surrogate pair as a question mark."""
+    from pydantic_ai.messages import ToolCallPart
+
+    parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
+    said, calls = response.text or "", list[ToolCall]()
+    for part in parts:
+        try:
+            calls.append(call_of({"name": part.tool_name, "arguments": part.args or {}}))
+        except ValueError:
+            # Arguments that are no JSON object, as models write now and then: an answer, and a wrong one.
+            calls = []
+            said = "\n".join([response.text or "", *(f"{one.tool_name}({one.args})" for one in parts)]).strip()
+            break
+    # What no file can hold could not be written into the ledger, and would be bought again and again.
+    return SaidAndCalled(said, tuple(calls)).text.encode(errors="replace").decode()
 
 
 def _settings(call: Call, idempotency_key: str, model: Model) -> ModelSettings:
@@ -268,22 +301,39 @@ def _parameters(call: Call, model: Model) -> ModelRequestParameters:
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.output import OutputObjectDefinition
 
+    tools = [_tool(one["function"]) for one in call.tools or ()]
     if call.schema is not None:
         form = OutputObjectDefinition(json_schema=call.schema.model_json_schema(), name=call.schema.__name__)
     elif call.response_format is not None and not _speaks_chat(model):
         asked = call.response_format.get("json_schema", {})
         form = OutputObjectDefinition(json_schema=asked.get("schema", {"type": "object"}), name=asked.get("name"))
     else:
-        return ModelRequestParameters()
+        return ModelRequestParameters(function_tools=tools)
     # A bare object says nothing that a native schema could hold a model to.
     native = model.profile.get("supports_json_schema_output", False) and "properties" in form.json_schema
-    return ModelRequestParameters(output_mode="native" if native else "prompted", output_object=form)
+    return ModelRequestParameters(
+        function_tools=tools, output_mode="native" if native else "prompted", output_object=form
+    )
+
+
+def _tool(function: Mapping[str, Any]) -> ToolDefinition:
+    from pydantic_ai.tools import ToolDefinition
+
+    return ToolDefinition(
+        name=function["name"],
+        parameters_json_schema=function.get("parameters") or {"type": "object", "properties": {}},
+        description=function.get("description"),
+        # As it was asked, not as a provider could hold it to: the caller's own requests were not held to it either.
+        strict=bool(function.get("strict")),
+    )
 
 
 def _finish_reason(response: ModelResponse) -> FinishReason:
     match response.finish_reason:
         case "stop" | "length" | "content_filter":
             return response.finish_reason
+        case "tool_call":
+            return "stop"
         case _:
             return "other"
 
