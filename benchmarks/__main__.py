@@ -14,6 +14,7 @@ from benchmarks import limits
 from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 from benchmarks.verdict import verdict
+from benchmarks.verdict_loop import verdict_loop
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),
+    "verdict_loop": Benchmark(lambda chosen: verdict_loop(chosen.quick)),
 }
 
 
