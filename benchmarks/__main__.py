@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limits
+from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 from benchmarks.verdict import verdict
@@ -26,6 +27,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
+    "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
