@@ -19,7 +19,7 @@ SMALL = Setting(600_000, TESTED, Procedure(answers=1, repeats=2, seeds=30))
 JUDGED = TESTED * 2
 
 
-async def play(folder: Path, refused_text: str = "") -> tuple[Story, Totals]:
+async def play(folder: Path, refused_text: str | None = None) -> tuple[Story, Totals]:
     """One migration; what came of it, and the emulator's count."""
     ledger = Ledger()
     settings = EmulatorSettings(model_name="gpt-4o", refused_text=refused_text)
