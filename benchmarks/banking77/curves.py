@@ -6,10 +6,11 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.banking77.arms import Situation, added_rows
 from benchmarks.banking77.full import plain
@@ -17,6 +18,8 @@ from benchmarks.banking77.small_model import Model, answers_of, right_share, sma
 from benchmarks.banking77_rows import banking77_rows
 from llamaduo.datasets import Row
 from llamaduo.migrations.recipe import Recipe
+
+T = TypeVar("T")
 
 LABELS = (
     "balance not updated after bank transfer",
@@ -96,55 +99,50 @@ async def curves(
     Runs that are done are kept in `folder`, so that a benchmark that was stopped goes on.
     """
     base = await small_base(models)
-    places = asyncio.Semaphore(at_once)
-    situations = [asyncio.create_task(_situation(base, folder, seed, recipe, places)) for seed in range(seeds)]
+    firsts = await _in_turn([partial(_situation, base, folder, seed, recipe) for seed in range(seeds)], at_once)
     runs = [
-        asyncio.create_task(_run(base, folder, arm, number, situation, seed, recipe, places))
+        partial(_run, base, folder, arm, number, situation, recipe)
         for arm, number in planned
-        for seed, situation in enumerate(situations)
+        for situation, _ in firsts
     ]
-    try:
-        first = [await situation for situation in situations]
-        return [result for _, result in first] + [await run for run in runs]
-    finally:
-        for task in (*situations, *runs):
-            task.cancel()
-        await asyncio.gather(*situations, *runs, return_exceptions=True)
+    return [result for _, result in firsts] + await _in_turn(runs, at_once)
 
 
-async def _situation(
-    base: Path, folder: Path, seed: int, recipe: Recipe, places: asyncio.Semaphore
-) -> tuple[Situation, dict[str, Any]]:
+async def _in_turn(jobs: Sequence[Callable[[], Awaitable[T]]], at_once: int) -> list[T]:
+    """The results in the order of `jobs`, which are begun in that order too, `at_once` side by side."""
+    places = asyncio.Semaphore(at_once)
+
+    async def one(job: Callable[[], Awaitable[T]]) -> T:
+        async with places:
+            return await job()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(job)) for job in jobs]
+    return [task.result() for task in tasks]
+
+
+async def _situation(base: Path, folder: Path, seed: int, recipe: Recipe) -> tuple[Situation, dict[str, Any]]:
     rows = parts(seed)
-    async with places:
-        model = await trained(base, folder / f"{seed}-first", rows.first, rows.validation, recipe, seed)
-        result = await _kept(model, "first", 0, 0, seed, rows, rows.first)
-        given = await answers_of(model, rows.validation)
+    model = await trained(base, folder / f"{seed}-first", rows.first, rows.validation, recipe, seed)
+    result = await _kept(model, "first", 0, 0, seed, rows, rows.first)
+    given = await answers_of(model, rows.validation)
 
-    async def answer(some: Any) -> dict[str, str]:
-        return await answers_of(model, list(some))
+    async def answer(some: Sequence[Row]) -> dict[str, str]:
+        return await answers_of(model, some)
 
     weak = [row for row, _ in model.result.weak]
     return Situation(rows.first, rows.pool, rows.validation, weak, given, seed, answer), result
 
 
 async def _run(
-    base: Path,
-    folder: Path,
-    arm: str,
-    number: int,
-    situation: asyncio.Task[tuple[Situation, dict[str, Any]]],
-    seed: int,
-    recipe: Recipe,
-    places: asyncio.Semaphore,
+    base: Path, folder: Path, arm: str, number: int, situation: Situation, recipe: Recipe
 ) -> dict[str, Any]:
-    known, _ = await asyncio.shield(situation)
-    async with places:
-        added = await added_rows(arm, known, number * len(LABELS))
-        name = f"{seed}-{arm.replace(', ', '-').replace(' ', '-')}-{number}"
-        train = [*known.train, *added]
-        model = await trained(base, folder / name, train, known.validation, recipe, seed)
-        return await _kept(model, arm, number * len(LABELS), len(added), seed, parts(seed), train)
+    asked, seed = number * len(LABELS), situation.seed
+    name = f"{seed}-{arm.replace(', ', '-').replace(' ', '-')}-{number}"
+    added = await added_rows(arm, situation, asked)
+    train = [*situation.train, *added]
+    model = await trained(base, folder / name, train, situation.validation, recipe, seed)
+    return await _kept(model, arm, asked, len(added), seed, parts(seed), train)
 
 
 async def _kept(

@@ -76,6 +76,8 @@ class _Emulator:
         settings = self._settings
         arrival = self._ledger.arrive(key, caller)
         fault = draw_fault(settings.fault_rates(), settings.seed, caller, arrival)
+        if settings.refused_text and settings.refused_text in asked.prompt():
+            fault = "refused"
         wait = self._limit.admit()
         if wait is None and fault == "rate_limited":
             wait = settings.retry_after_s

@@ -252,9 +252,9 @@ def _round_of(event: Event) -> int:
     return number
 
 
-def build(settings: InferenceSettings) -> Service:
-    """The inference service."""
-    inference = Inference(settings)
+def build(settings: InferenceSettings, make: MakeEngine | None = None) -> Service:
+    """The inference service; `make` gives another engine than the settings name."""
+    inference = Inference(settings, make)
     service = Service(
         "inference",
         settings,

@@ -187,8 +187,8 @@ def summary(report: Report) -> str:
     if report.ended_because or report.stopped_rule:
         rule = f"rule {report.stopped_rule}: " if report.stopped_rule else ""
         lines.append(f"  {rule}{report.ended_because}")
-    if advice := what_to_do(report.stopped_rule or ""):
-        lines.append(f"  what to do: {advice}")
+    if report.what_to_do:
+        lines.append(f"  what to do: {report.what_to_do}")
     thresholds = report.gate.get("absolute") or {}
     lines.append("marks on the test split, mean (interval, prompts):")
     lines.append(f"  base model   {show_marks(report.base_model.marks)}")

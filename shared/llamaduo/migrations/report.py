@@ -33,6 +33,7 @@ from llamaduo.migrations.report_trust import TrustPart, trust_of
 from llamaduo.migrations.report_warnings import warnings_of
 from llamaduo.migrations.seconds import Seconds, seconds_within, spans_of
 from llamaduo.migrations.spec import ServiceLLM
+from llamaduo.migrations.stop_advice import what_to_do
 
 Status = Literal["running", "completed", "stopped", "cancelled"]
 
@@ -147,6 +148,7 @@ class Report(Part):
     stage: str
     stopped_rule: str | None = None
     ended_because: str = ""
+    what_to_do: str = Field("", description="the next thing to do where a rule stopped it")
     requested_at: datetime | None = None
     ended_at: datetime | None = None
     base_model: BaseModelPart = BaseModelPart()
@@ -352,6 +354,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         stage=view.stage,
         stopped_rule=ended.rule if isinstance(ended, MigrationStopped) else None,
         ended_because=ended.reason if ended else "",
+        what_to_do=what_to_do(ended.rule) if isinstance(ended, MigrationStopped) else "",
         requested_at=request.at if request else None,
         ended_at=ended.at if ended else None,
         base_model=BaseModelPart(

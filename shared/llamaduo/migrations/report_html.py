@@ -91,10 +91,11 @@ def _head(report: Report) -> str:
     }[report.status]
     # A completed migration's reason only says again that a round passed.
     because = f": {report.ended_because}" if report.ended_because and report.status != "completed" else ""
+    advice = f"<p><b>What to do:</b> {escape(report.what_to_do)}</p>" if report.what_to_do else ""
     when = f"{report.requested_at:%Y-%m-%d %H:%M} UTC, " if report.requested_at else ""
     return (
         f'<h1>{_text(report.name or report.migration)} <span class="badge {report.status}">{report.status}</span>'
-        f"</h1><p>{escape(end + because)}</p><p class='soft'>{escape(report.migration)} · {when}"
+        f"</h1><p>{escape(end + because)}</p>{advice}<p class='soft'>{escape(report.migration)} · {when}"
         f"{escape(_duration(report.seconds.wall))} by the clock</p>"
     )
 

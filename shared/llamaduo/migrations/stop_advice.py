@@ -1,4 +1,4 @@
-"""What to do when a rule has ended a migration: one line a rule, for `watch` and `report`."""
+"""What to do when a rule has ended a migration: one line a rule, for `watch` and the report."""
 
 from __future__ import annotations
 

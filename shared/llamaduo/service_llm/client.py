@@ -13,19 +13,27 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from llamaduo.bus.kv import KeyValue
-from llamaduo.errors import BudgetExhausted, LlamaDuoError, ProviderDown, RetryableError, ServiceLLMRefused
+from llamaduo.errors import (
+    BudgetExhausted,
+    LlamaDuoError,
+    ProviderDown,
+    RetryableError,
+    ServiceLLMRefused,
+    WorkStopped,
+)
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import prices
+from llamaduo.service_llm.answers import answer_of, outcome_of
 from llamaduo.service_llm.budget import Amount, BudgetHeld, Door
 from llamaduo.service_llm.call import Answer, Call, RefusedInWords
-from llamaduo.service_llm.clock import Clock, SystemClock, moment
+from llamaduo.service_llm.clock import Clock, SystemClock
 from llamaduo.service_llm.ledger import Attempt, Bought, Ledger, LedgerEntry
 from llamaduo.service_llm.pace import Slot
-from llamaduo.service_llm.parsing import shape_of
 from llamaduo.service_llm.permits import Permits, rate_key
 from llamaduo.service_llm.providers import ProviderSender
 from llamaduo.service_llm.sending import Reply, Send, SendFailed
+from llamaduo.service_llm.summary import count_calls
 
 if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
@@ -51,6 +59,7 @@ class _Flight:
     waiters: int = 0
     paying: bool = False
     sent: bool = False
+    bought: LedgerEntry | None = None
 
 
 class _Dropped(Exception):
@@ -102,6 +111,10 @@ class ServiceLLMClient:
         this. RetryableError: not now. When the caller is cancelled, a request already on its way is awaited for
         LEAVING_S and written down before the cancellation goes on: whoever takes the job over must find the answer.
         """
+        return await self._ask(call, budgets, [])
+
+    async def _ask(self, call: Call, budgets: Budgets, late: list[Answer | RefusedInWords]) -> Answer:
+        """See `ask`; puts into `late` what was bought for a caller that is cancelled."""
         while True:
             flight = self._flights.get(call.key)
             started = flight is None
@@ -110,19 +123,25 @@ class ServiceLLMClient:
                 entry = await self._join(flight)
             except _Dropped:
                 continue
+            except asyncio.CancelledError:
+                if started and flight.bought is not None:
+                    late.append(outcome_of(call, flight.bought))
+                raise
             except BudgetExhausted:
                 if started or flight.migration == call.migration:
                     raise
                 continue
-            return _answer(call, entry, from_ledger=not (started and flight.sent))
+            return answer_of(call, entry, from_ledger=not (started and flight.sent))
 
     async def ask_all(self, calls: Sequence[Call], budgets: Budgets) -> list[Answer | LlamaDuoError]:
         """Ask many calls, as many at once as the spec allows; one result a call, in order.
 
         One call that is refused or fails does not stop the others. Once a budget is exhausted nothing more is sent:
-        the calls that were left have that error, those answered keep their answers.
+        the calls that were left have that error, those answered keep their answers. A cancellation goes on as
+        WorkStopped, with what was bought.
         """
         results: dict[int, Answer | LlamaDuoError] = {}
+        late: list[Answer | RefusedInWords] = []
         queue = iter(enumerate(calls))
         exhausted: BudgetExhausted | None = None
 
@@ -133,7 +152,7 @@ class ServiceLLMClient:
                     results[number] = exhausted
                     continue
                 try:
-                    results[number] = await self.ask(call, budgets)
+                    results[number] = await self._ask(call, budgets, late)
                 except LlamaDuoError as error:
                     results[number] = error
                     if isinstance(error, BudgetExhausted):
@@ -146,6 +165,8 @@ class ServiceLLMClient:
                     group.create_task(work())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
+        except asyncio.CancelledError:
+            raise WorkStopped(count_calls([*results.values(), *late])) from None
         return [results[number] for number in range(len(calls))]
 
     async def close(self, grace_s: float = CLOSING_S) -> None:
@@ -254,7 +275,8 @@ class ServiceLLMClient:
                 await self._no_answer(call, budgets, attempt, SendFailed("unknown", repr(error)))
                 raise
             try:
-                return await self._keep(call, budgets, attempt, reply, began)
+                flight.bought = await self._keep(call, budgets, attempt, reply, began)
+                return flight.bought
             finally:
                 await self._permits.answered(call.llm, slot, reply.input_tokens + reply.output_tokens)
         finally:
@@ -350,30 +372,3 @@ class ServiceLLMClient:
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
-    """The entry's answer as this call's. RefusedInWords where the provider refused, paid as it is."""
-    bought = entry.answer
-    if bought is None:
-        raise RetryableError("the ledger has lost an answer")
-    ours = [one for one in entry.attempts if one.job == call.job]
-    answer = Answer(
-        key=call.key,
-        text=bought.text,
-        finish_reason=bought.finish_reason,
-        shape="asked" if call.schema is None else shape_of(bought.text, call.schema),
-        input_tokens=bought.input_tokens,
-        output_tokens=bought.output_tokens,
-        money=bought.money,
-        from_ledger=from_ledger,
-        own=bought.job == call.job,
-        rebought=any(one.rebought for one in ours),
-        failed=sum(one.outcome in ("failed", "unknown") for one in ours),
-        limited=sum(one.limited for one in ours),
-        began=moment(bought.began),
-        ended=moment(bought.ended),
-    )
-    if bought.finish_reason == "content_filter":
-        raise RefusedInWords(f"{call.llm.model} refused to answer (content filter)", answer)
-    return answer
