@@ -64,6 +64,7 @@ class Bought(BaseModel):
     money: float
     began: float
     ended: float
+    batched: bool = False
 
 
 class LedgerEntry(BaseModel):
@@ -127,8 +128,13 @@ class Ledger:
         """Nothing more will be asked about this key for now."""
         self._seen.pop(key, None)
 
-    async def begin(self, call: Call, attempt_id: str, owner: str, replica: str) -> Attempt | None:
-        """Write the attempt down as intended. None where the entry has moved on since `attempt_id` was the next."""
+    async def begin(
+        self, call: Call, attempt_id: str, owner: str, replica: str, wait_s: float = 0.0
+    ) -> Attempt | None:
+        """Write the attempt down as intended; `wait_s`: seconds it may take beyond the call's own timeout.
+
+        None where the entry has moved on since `attempt_id` was the next.
+        """
         now, listed = self._clock.now(), False
 
         def step(value: bytes | None) -> tuple[bytes | None, Attempt | Literal["to be listed"] | None]:
@@ -148,7 +154,7 @@ class Ledger:
                 replica=replica,
                 owner=owner,
                 began=now,
-                until=now + call.llm.timeout_s + _GRACE_S,
+                until=now + call.llm.timeout_s + wait_s + _GRACE_S,
                 rebought=again,
             )
             entry.model, entry.purpose = call.llm.model, call.purpose
