@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llamaduo.events import CallCounts, EvalFailed, MigrationCompleted
+from llamaduo.bus.progress import Progress
+from llamaduo.events import CallCounts, CancelRequested, EvalFailed, MigrationCompleted
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm import prices
@@ -50,7 +52,7 @@ async def test_a_migration_by_batches_pays_half_and_buys_nothing_twice(server: N
     ):
         spec = spec_of(url, service_llm=batched(url), gate=GATE, splits=SMALL, budgets={"money": 5})
         migration = await submit(bus, spec)
-        view = await until(lambda: ended(bus, migration), seconds=120, what="the end")
+        view = await until(lambda: ended(bus, migration), seconds=180, what="the end")
         assert isinstance(view.ended, MigrationCompleted), view.ended
         assert isinstance(view.decision(0), EvalFailed), "new rows were written, too"
 
@@ -89,7 +91,7 @@ async def test_killed_while_its_batch_is_under_way_it_takes_it_up_and_buys_nothi
             migration = await submit(bus, spec)
             await kill_during_a_batch(stage, url, lambda request: "pairs" not in request)
             await kill_during_a_batch(stage, url, lambda request: "pairs" in request)
-            view = await until(lambda: ended(bus, migration), seconds=120, what="the end")
+            view = await until(lambda: ended(bus, migration), seconds=180, what="the end")
         finally:
             stage.stop()
         assert isinstance(view.ended, MigrationCompleted), (view.ended, stage.logs())
@@ -100,6 +102,35 @@ async def test_killed_while_its_batch_is_under_way_it_takes_it_up_and_buys_nothi
         assert calls.made == calls.batched == counted["totals"]["completed"] == counted["totals"]["batched"]
         tags = [batch["metadata"]["llamaduo"] for batch in (await get(url, "/v1/batches"))["data"]]
         assert len(set(tags)) == len(tags) >= 3
+
+
+async def test_a_cancelled_migrations_batch_is_cancelled_and_how_far_it_was_is_told(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    async with (
+        connected(server, tmp_path) as bus,
+        emulator(model_name="gpt-4o", batch_ms=1e9) as url,
+        serving(*all_services(server, tmp_path)),
+    ):
+        told: list[Progress] = []
+
+        async def listen() -> None:
+            async for progress in bus.watch_progress():
+                told.append(progress)
+
+        async def heard() -> bool:
+            return any(one.stage == "batch" and one.total == 25 for one in told)
+
+        async def all_cancelled() -> bool:
+            batches = (await get(url, "/v1/batches"))["data"]
+            return {batch["status"] for batch in batches} == {"cancelled"}
+
+        listening = asyncio.create_task(listen())
+        migration = await submit(bus, spec_of(url, service_llm=batched(url), splits=SMALL))
+        await until(heard, seconds=60, what="how far a batch is")
+        await bus.publish(CancelRequested(migration=migration, command="c-12345678", by="test"))
+        await until(all_cancelled, seconds=30, what="no batch under way")
+        listening.cancel()
 
 
 async def kill_during_a_batch(stage: Stage, url: str, wanted: Callable[[str], bool]) -> None:

@@ -107,7 +107,7 @@ async def test_a_call_is_held_and_written_down_before_its_batch_is_sent() -> Non
     assert settled.held == {} and settled.settled.money == pytest.approx(3 * ONLINE_PRICE / 2)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(fuse=st.integers(0, 70), number=st.integers(1, 4), second=st.integers(0, 40))
 def test_killed_at_any_step_nothing_is_bought_twice(fuse: int, number: int, second: int) -> None:
     """Two processes die in turn, at the provider's door too; the third one finds what they had under way."""
@@ -135,6 +135,8 @@ def test_killed_at_any_step_nothing_is_bought_twice(fuse: int, number: int, seco
         record = await spent(buckets.budget, "m1")
         assert record.held == {} and record.settled.calls == number
         assert record.settled.money == pytest.approx(number * ONLINE_PRICE / 2)
+        under_way = await buckets.ledger.get("batches")
+        assert under_way is not None and under_way.value == b"{}"
 
     asyncio.run(scenario())
 
@@ -265,6 +267,27 @@ async def test_the_end_of_the_migration_cancels_its_batch_and_leaving_does_not(o
     record = await spent(buckets.budget, "m1")
     assert (batches.sent["batch_0"].cancelled is not None) == over
     assert (len(record.held), record.settled.calls) == ((0, 0) if over else (2, 0))
+
+
+async def test_a_batch_of_a_migration_that_ended_while_nobody_had_it_in_hand_is_cancelled() -> None:
+    clock, buckets = VirtualClock(), Buckets()
+    batches, over = FakeBatches(clock, takes=1e9), set[str]()
+    client = buckets.client(FakeProvider(clock), clock, batches=batches, ended=lambda migration: migration in over)
+    for migration in ("m1", "m2"):
+        doomed = asyncio.ensure_future(client.ask_all(asked(2, migration=migration, sample=int(migration[1])), FREE))
+        await quiet(400)
+        await kill_everything_but_this()
+        assert doomed.done()
+    assert len(batches.sent) == 2
+    next_one = buckets.client(FakeProvider(clock), clock, batches=batches, ended=lambda migration: migration in over)
+    await clock.run(next_one.cancel_left_batches())
+    assert [one.cancelled is not None for one in batches.sent.values()] == [False, False]
+    over.add("m1")
+    for _ in range(2):
+        await clock.run(next_one.cancel_left_batches())
+    assert [one.cancelled is not None for one in batches.sent.values()] == [True, False]
+    stored = await buckets.ledger.get("batches")
+    assert stored is not None and b"m1" not in stored.value and b"m2" in stored.value
 
 
 async def test_a_process_that_was_stopped_while_sending_gives_way_to_the_one_that_took_over() -> None:

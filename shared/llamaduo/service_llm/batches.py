@@ -27,6 +27,7 @@ from llamaduo.service_llm.budget import Amount, BudgetHeld
 from llamaduo.service_llm.call import Call
 from llamaduo.service_llm.cas import change, read
 from llamaduo.service_llm.clock import Clock
+from llamaduo.service_llm.open_batches import OpenBatch, OpenBatches
 from llamaduo.service_llm.sending import Reply, SendFailed
 from llamaduo.service_llm.sending_batches import BatchLook, SendBatches
 
@@ -75,6 +76,7 @@ class Batches:
     ) -> None:
         self.kv, self.books, self.send, self.clock, self.replica = kv, books, send, clock, replica
         self.ended, self.tell = ended, tell
+        self.open = OpenBatches(kv, clock)
 
     async def buy(self, calls: Sequence[Call], budgets: Budgets) -> None:
         """Have these calls answered in the ledger, as far as batches bring it. All are of one job.
@@ -87,6 +89,10 @@ class Batches:
             groups.setdefault(call.llm, {})[call.key] = call
         for group in groups.values():
             await _Buying(self, group, budgets).buy()
+
+    async def cancel_left(self) -> None:
+        """Cancel batches of migrations that ended while nobody had their work in hand."""
+        await self.open.cancel_left(self.send, self.ended)
 
     async def close(self) -> None:
         """Close connections."""
@@ -125,13 +131,12 @@ class _Buying:
                         await self._clock.sleep(look)
                         look = min(2 * look, LONGEST_LOOK_S)
                         continue
-                    await self._save(
-                        open=True,
-                        number=self._record.number + 1,
-                        attempts=attempts,
-                        began=self._clock.now(),
-                        batch="",
+                    number, began = self._record.number + 1, self._clock.now()
+                    await self._all.open.add(
+                        f"{self._name}-{number}",
+                        OpenBatch(migration=self._first.migration, llm=self._llm, began=began),
                     )
+                    await self._save(open=True, number=number, attempts=attempts, began=began, batch="")
                 await self._carry_out(taken_over)
                 taken_over = False
         finally:
@@ -270,7 +275,7 @@ class _Buying:
                 await self._books.keep(call, self._budgets, attempt, reply, self._record.began, batched=True)
 
         await _each(calls, one)
-        await self._save(open=False, asked=[*self._record.asked, *calls])
+        await self._close(asked=[*self._record.asked, *calls])
 
     async def _replies(self, calls: Mapping[str, Call]) -> Mapping[str, Reply | SendFailed]:
         failures = 0
@@ -291,7 +296,11 @@ class _Buying:
             await self._books.no_answer(self._calls[key], self._budgets, self._record.attempts[key], failure)
 
         await _each(self._record.attempts, one)
-        await self._save(open=False)
+        await self._close()
+
+    async def _close(self, **changes: object) -> None:
+        await self._all.open.remove(self._tag)
+        await self._save(open=False, **changes)
 
     async def _call_off(self) -> None:
         """The migration is over: have the batch cancelled, and keep what it has done, if that is known soon."""

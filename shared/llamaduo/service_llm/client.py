@@ -175,6 +175,10 @@ class ServiceLLMClient:
             raise failed.exceptions[0] from None
         return [results[number] for number in range(len(calls))]
 
+    async def cancel_left_batches(self) -> None:
+        """Cancel batches of migrations that ended while nobody had their work in hand."""
+        await self._batches.cancel_left()
+
     async def _known_or(self, error: LlamaDuoError, call: Call, budgets: Budgets) -> Answer | LlamaDuoError:
         """The answer where the ledger has it, else this error."""
         if (await self._ledger.entry(call.key)).answer is None:

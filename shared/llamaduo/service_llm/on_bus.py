@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
+from llamaduo.bus.mirror import ENDS
 from llamaduo.bus.progress import Progress
+from llamaduo.errors import describe
+from llamaduo.events import CancelRequested
 from llamaduo.service_llm.client import ServiceLLMClient
 
 if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
     from llamaduo.bus.mirror import Mirror
+    from llamaduo.events import AnyEvent
     from llamaduo.service_llm.call import Call
     from llamaduo.service_llm.sending_batches import BatchLook
+
+log = logging.getLogger(__name__)
 
 
 class ClientOnBus:
@@ -19,6 +28,7 @@ class ClientOnBus:
 
     def __init__(self) -> None:
         self._client: ServiceLLMClient | None = None
+        self._tidying: set[asyncio.Task[None]] = set()
 
     async def open(self, bus: Bus, mirror: Mirror) -> None:
         """Make the client over the bus's buckets."""
@@ -39,10 +49,20 @@ class ClientOnBus:
                 )
             )
 
-        self._client = await ServiceLLMClient.on_bus(bus, ended, tell)
+        def tidy(event: AnyEvent | None) -> None:
+            if event is None or isinstance(event, (*ENDS, CancelRequested)):
+                task = asyncio.create_task(_logged(client.cancel_left_batches()))
+                self._tidying.add(task)
+                task.add_done_callback(self._tidying.discard)
+
+        self._client = client = await ServiceLLMClient.on_bus(bus, ended, tell)
+        mirror.on_event(tidy)
+        tidy(None)
 
     async def close(self) -> None:
         """Wait for requests on their way and write their answers down."""
+        for task in list(self._tidying):
+            task.cancel()
         if self._client is not None:
             await self._client.close()
 
@@ -51,3 +71,11 @@ class ClientOnBus:
         if self._client is None:
             raise RuntimeError("the service LLM's client is asked for before the service has opened")
         return self._client
+
+
+async def _logged(work: Awaitable[None]) -> None:
+    """Nothing waits for this, so that it did not work can only be written down."""
+    try:
+        await work
+    except Exception as error:
+        log.warning("batches of migrations that ended may be left: %s", describe(error))

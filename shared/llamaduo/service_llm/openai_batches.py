@@ -6,6 +6,7 @@ online: both go through the same model of pydantic-ai, with a tape in the place 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
@@ -107,24 +108,22 @@ class OpenAIBatches:
         )
 
     async def cancel(self, llm: ServiceLLM, batch: str) -> None:
-        try:
-            await self._of(llm, self._client(llm).batches.cancel(batch))
-        except SendFailed as failure:
-            # One that has ended meanwhile cannot be cancelled.
-            if failure.kind != "refused":
-                raise
+        from openai import BadRequestError, ConflictError, NotFoundError
+
+        async def cancelled() -> None:
+            # One that has ended cannot be cancelled any more.
+            with contextlib.suppress(BadRequestError, ConflictError, NotFoundError):
+                await self._client(llm).batches.cancel(batch)
+
+        await self._of(llm, cancelled())
 
     async def replies(self, llm: ServiceLLM, batch: str, calls: Mapping[str, Call]) -> dict[str, Reply | SendFailed]:
-        client = self._client(llm)
-        seen = await self._of(llm, client.batches.retrieve(batch))
-        tape, found = _Tape(llm), dict[str, Reply | SendFailed]()
+        seen = await self._of(llm, self._client(llm).batches.retrieve(batch))
+        found = dict[str, Reply | SendFailed]()
         for file in (seen.output_file_id, seen.error_file_id):
             if file:
-                content = await self._of(llm, client.files.content(file))
-                for line in _lines(content.text):
-                    call = calls.get(str(line.get("custom_id")))
-                    if call is not None:
-                        found.setdefault(call.key, await _outcome(tape, call, line))
+                content = await self._of(llm, self._client(llm).files.content(file))
+                found = {**await read_answers(llm, content.text, calls), **found}
         return found
 
     async def close(self) -> None:
@@ -197,6 +196,16 @@ class _Tape:
         return await ask_model(self._model, call, call.key)
 
 
+async def read_answers(llm: ServiceLLM, text: str, calls: Mapping[str, Call]) -> dict[str, Reply | SendFailed]:
+    """What a file of answers says of these calls. A line that is none is passed over: its call counts as not done."""
+    tape, found = _Tape(llm), dict[str, Reply | SendFailed]()
+    for line in _lines(text):
+        call = calls.get(str(line.get("custom_id")))
+        if call is not None:
+            found.setdefault(call.key, await _outcome(tape, call, line))
+    return found
+
+
 async def _outcome(tape: _Tape, call: Call, line: Mapping[str, Any]) -> Reply | SendFailed:
     response, error = line.get("response"), line.get("error")
     if not isinstance(response, Mapping):
@@ -209,7 +218,6 @@ async def _outcome(tape: _Tape, call: Call, line: Mapping[str, Any]) -> Reply | 
 
 
 def _lines(text: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of a file of lines; what is none is passed over, and its call counts as not done."""
     for line in text.splitlines():
         try:
             read = json.loads(line)
