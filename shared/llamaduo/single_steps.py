@@ -175,7 +175,7 @@ async def buying(asked: Paid, step: str, most: int | None = None) -> AsyncIterat
             ledger=FolderKeyValue(asked.folder / "ledger"),
             budget=FolderKeyValue(asked.folder / "budget"),
             permits=FolderKeyValue(asked.folder / "permits"),
-            replica=f"single-{step}",
+            replica=f"single-{step}-{asked.task}",
             send=send,
             tell=_batch_teller(step),
         )

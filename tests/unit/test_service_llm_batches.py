@@ -288,6 +288,11 @@ async def test_a_batch_of_a_migration_that_ended_while_nobody_had_it_in_hand_is_
     assert [one.cancelled is not None for one in batches.sent.values()] == [True, False]
     stored = await buckets.ledger.get("batches")
     assert stored is not None and b"m1" not in stored.value and b"m2" in stored.value
+    # Other work that asks the same does not wait for what will never come.
+    began = clock.now()
+    same = asked(2, migration="m3", job="job-3", sample=1)
+    again = await clock.run(buckets.client(FakeProvider(clock), clock, replica="b").ask(same[0], FREE))
+    assert again.rebought and clock.now() == began
 
 
 async def test_a_process_that_was_stopped_while_sending_gives_way_to_the_one_that_took_over() -> None:

@@ -91,8 +91,16 @@ class Batches:
             await _Buying(self, group, budgets).buy()
 
     async def cancel_left(self) -> None:
-        """Cancel batches of migrations that ended while nobody had their work in hand."""
-        await self.open.cancel_left(self.send, self.ended)
+        """Cancel batches of migrations that ended while nobody had their work in hand.
+
+        Their calls may have been paid and stay held. They are closed, so that no other work waits for them.
+        """
+        for tag in await self.open.cancel_left(self.send, self.ended):
+            stored = await read(self.kv, _PREFIX + tag.rpartition("-")[0], self.clock)
+            record = BatchRecord() if stored is None else BatchRecord.model_validate_json(stored.value)
+            for key, attempt in record.attempts.items():
+                await self.books.ledger.closed(key, attempt, "unknown", "the migration ended while it was in a batch")
+                self.books.ledger.forget(key)
 
     async def close(self) -> None:
         """Close connections."""
@@ -174,12 +182,13 @@ class _Buying:
         mine = [one.id for one in entry.attempts if one.owner == self._owner and one.outcome == "open"]
         if mine:  # a kill came before the batch was written down
             return mine[-1]
-        if entry.rival(call.job, self._owner, self._clock.now()) is not None:
+        # Under this process's name there are others' attempts that live: those asked online, and those in batches.
+        if entry.rival(call.job, self._owner, "", self._clock.now()) is not None:
             return None
         attempt = entry.next_id(call)
         await books.door.hold(call.migration, self._budgets, attempt, prices.largest(call, batched=True))
         begun = await books.ledger.begin(
-            call, attempt, self._owner, self._all.replica, self._llm.batch_wait_s + CANCELLING_S
+            call, attempt, self._owner, f"{self._all.replica} (batch)", self._llm.batch_wait_s + CANCELLING_S
         )
         if begun is None and (await books.ledger.entry(call.key)).attempt(attempt) is None:
             await books.door.settle(call.migration, self._budgets, [attempt], Amount())

@@ -30,6 +30,7 @@ from llamaduo.service_llm.permits import Permits, rate_key
 from llamaduo.service_llm.providers import ProviderSender
 from llamaduo.service_llm.sending import Send, SendFailed
 from llamaduo.service_llm.sending_batches import SendBatches
+from llamaduo.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
@@ -65,8 +66,8 @@ class ServiceLLMClient:
     """Asks service LLMs for the work of one process.
 
     `ledger`, `budget` and `permits` are buckets shared by all replicas of all services; `send` does one request and
-    nothing else, `send_batches` many; `replica` names this process in the ledger. `ended` says whether a migration is
-    over, `tell` is told how far a batch is.
+    nothing else, `send_batches` many; `replica` names this process in the ledger, and no two living ones share it.
+    `ended` says whether a migration is over, `tell` is told how far a batch is.
     """
 
     def __init__(
@@ -107,12 +108,13 @@ class ServiceLLMClient:
     async def on_bus(
         cls, bus: Bus, ended: Callable[[str], bool] = lambda _migration: False, tell: Tell | None = None
     ) -> ServiceLLMClient:
-        """A client over the bus's buckets, in the name of its connection."""
+        """A client over the bus's buckets, in the name of its connection and process."""
+        process = bus.settings.replica if isinstance(bus.settings, ServiceSettings) else uuid4().hex
         return cls(
             ledger=await bus.bucket("ledger"),
             budget=await bus.bucket("budget"),
             permits=await bus.bucket("permits"),
-            replica=bus.name,
+            replica=f"{bus.name}/{process}",
             ended=ended,
             tell=tell,
         )
@@ -246,7 +248,7 @@ class ServiceLLMClient:
             if entry.answer is not None:
                 await self._books.settle_after_kill(call, budgets, entry)
                 return entry
-            if entry.rival(call.job, self._owner, self._clock.now()) is not None:
+            if entry.rival(call.job, self._owner, self._replica, self._clock.now()) is not None:
                 await self._clock.sleep(look)
                 look = min(2 * look, _LONGEST_LOOK_S)
                 continue

@@ -83,17 +83,17 @@ class LedgerEntry(BaseModel):
         """The id of the next attempt: the same again after a kill between reserving and writing it down."""
         return f"{call.key.removeprefix(KEY_PREFIX)[:16]}.{content_digest(call.job)[:8]}.{len(self.attempts) + 1}"
 
-    def rival(self, job: str, owner: str, now: float) -> Attempt | None:
-        """An attempt that other work has under way. One of the same job by another process is a dead owner's: a job
-        has one owner at a time."""
-        return next(
-            (
-                one
-                for one in self.attempts
-                if one.outcome == "open" and one.owner != owner and one.job != job and one.until > now
-            ),
-            None,
-        )
+    def rival(self, job: str, owner: str, replica: str, now: float) -> Attempt | None:
+        """An attempt that other work has under way.
+
+        One of the same job by another owner is a dead process's, for a job has one owner at a time; and so is one of
+        another owner under this replica's name, which no two living processes share.
+        """
+        for one in self.attempts:
+            gone = one.job == job or one.replica == replica or one.until <= now
+            if one.outcome == "open" and one.owner != owner and not gone:
+                return one
+        return None
 
     def unanswered(self, migration: str) -> list[str]:
         """Ids of the migration's attempts that may have been paid without an answer."""

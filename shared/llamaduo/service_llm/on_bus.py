@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from llamaduo.bus.mirror import ENDS
 from llamaduo.bus.progress import Progress
 from llamaduo.errors import describe
 from llamaduo.events import CancelRequested
+from llamaduo.service_llm.batches import LEAVING_S
 from llamaduo.service_llm.client import ServiceLLMClient
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from llamaduo.service_llm.sending_batches import BatchLook
 
 log = logging.getLogger(__name__)
+
+BEFORE_TIDYING_S = 2 * LEAVING_S
+"""After the end of a migration: whoever has its work in hand cancels its batches, and knows more of them."""
 
 
 class ClientOnBus:
@@ -51,7 +54,7 @@ class ClientOnBus:
 
         def tidy(event: AnyEvent | None) -> None:
             if event is None or isinstance(event, (*ENDS, CancelRequested)):
-                task = asyncio.create_task(_logged(client.cancel_left_batches()))
+                task = asyncio.create_task(_tidied(client, 0.0 if event is None else BEFORE_TIDYING_S))
                 self._tidying.add(task)
                 task.add_done_callback(self._tidying.discard)
 
@@ -73,9 +76,10 @@ class ClientOnBus:
         return self._client
 
 
-async def _logged(work: Awaitable[None]) -> None:
+async def _tidied(client: ServiceLLMClient, wait_s: float) -> None:
     """Nothing waits for this, so that it did not work can only be written down."""
+    await asyncio.sleep(wait_s)
     try:
-        await work
+        await client.cancel_left_batches()
     except Exception as error:
         log.warning("batches of migrations that ended may be left: %s", describe(error))

@@ -1,5 +1,5 @@
 """Which batches are under way, in one record: those of a migration that ended while nobody had its work in hand, as
-after a kill, are cancelled by whoever comes next. Their calls stay held in a budget that nobody asks any more."""
+after a kill, are cancelled by whoever comes next."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ class OpenBatches:
         """This batch has ended."""
         await self._change(lambda there: {key: one for key, one in there.items() if key != tag})
 
-    async def cancel_left(self, send: SendBatches, ended: Callable[[str], bool]) -> int:
-        """Have the batches of migrations that ended cancelled; how many. Where that does not work now, for want of a
-        key or an answer, it is left for the next time."""
+    async def cancel_left(self, send: SendBatches, ended: Callable[[str], bool]) -> list[str]:
+        """Have the batches of migrations that ended cancelled; their tags.
+
+        Where that does not work now, for want of a key or an answer, it is left for the next time.
+        """
         stored = await read(self._kv, _KEY, self._clock)
-        cancelled = 0
+        cancelled: list[str] = []
         for tag, one in _parsed(stored.value if stored else None).items():
             if not ended(one.migration):
                 continue
@@ -58,13 +60,13 @@ class OpenBatches:
                 batch = await send.find(one.llm, tag, one.began)
                 if batch is not None:
                     await send.cancel(one.llm, batch)
-                    cancelled += 1
             except (LlamaDuoError, SendFailed) as error:
                 log.warning(
                     "a batch of %s, which has ended, could not be cancelled: %s", one.migration, describe(error)
                 )
                 continue
             await self.remove(tag)
+            cancelled.append(tag)
         return cancelled
 
     async def _change(self, made: Callable[[dict[str, OpenBatch]], dict[str, OpenBatch]]) -> None:
