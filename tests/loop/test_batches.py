@@ -22,7 +22,12 @@ from tests.loop.test_loop import all_services, emulator, ended, log_of, spec_of,
 from tests.support import NatsServer, connected, nats_server, serving, until
 
 SMALL = {"train": 30, "validation": 8, "test": 75, "holdout": 25}
-GATE = {"absolute": {"exact-match.exact": 0.45}}
+TWO_ROUNDS: dict[str, Any] = {
+    "gate": {"absolute": {"exact-match.exact": 0.5}},
+    "splits": SMALL,
+    "synthesis": {"rows_per_round": 80},
+}
+"""The first round fails, and the next one is sure to pass."""
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ async def test_a_migration_by_batches_pays_half_and_buys_nothing_twice(server: N
         emulator(model_name="gpt-4o", batch_ms=0) as url,
         serving(*all_services(server, tmp_path)),
     ):
-        spec = spec_of(url, service_llm=batched(url), gate=GATE, splits=SMALL, budgets={"money": 5})
+        spec = spec_of(url, service_llm=batched(url), **TWO_ROUNDS, budgets={"money": 5})
         migration = await submit(bus, spec)
         view = await until(lambda: ended(bus, migration), seconds=180, what="the end")
         assert isinstance(view.ended, MigrationCompleted), view.ended
@@ -87,7 +92,7 @@ async def test_killed_while_its_batch_is_under_way_it_takes_it_up_and_buys_nothi
         stage = Stage(tmp_path, server, url)
         stage.start("synthesizer")
         try:
-            spec = spec_of(url, service_llm=batched(url), gate=GATE, splits=SMALL, evaluators=["exact-match"])
+            spec = spec_of(url, service_llm=batched(url), **TWO_ROUNDS, evaluators=["exact-match"])
             migration = await submit(bus, spec)
             await kill_during_a_batch(stage, url, lambda request: "pairs" not in request)
             await kill_during_a_batch(stage, url, lambda request: "pairs" in request)
