@@ -77,6 +77,7 @@ async def test_a_migration_by_batches_pays_half_and_buys_nothing_twice(server: N
         assert online and calls.money == pytest.approx(online / 2)
         batches = (await get(url, "/v1/batches"))["data"]
         assert {batch["status"] for batch in batches} == {"completed"}
+        print(f"{calls.made} calls in {len(batches)} batches: US$ {calls.money:.4f}, online US$ {online:.4f}")
         assert len(batches) < calls.made / 10
 
 
