@@ -247,7 +247,7 @@ def _complete(
     An advisory evaluator is waited for only as long as a required one may stay silent.
     """
     lost = _lost(view)
-    patience = timedelta(seconds=spec.marking.silent_after_s)
+    patience = timedelta(seconds=spec.silence_s)
     asked, generated = view.asked(candidate.key, split), view.generated(candidate.key, split)
     for shard in range(of):
         answered = generated.get(shard)
@@ -336,7 +336,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         name: max((e.at for e in view.of_type(EvalScored) if e.evaluator == name), default=None)
         for name in spec.awaited
     }
-    limit = timedelta(seconds=spec.marking.silent_after_s)
+    limit = timedelta(seconds=spec.silence_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
     candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
     if view.passed is not None:
@@ -353,7 +353,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                 if now - since >= limit and shard not in view.scored(key, split, name):
                     return (
                         f"evaluator {name!r} has not marked shard {shard} of {key} for "
-                        f"{spec.marking.silent_after_s:g} s: is it running?"
+                        f"{spec.silence_s:g} s: is it running?"
                     )
     for asked in view.of_type(MarksRequested):
         since = max(asked.at, resumed, busy.get(asked.evaluator) or resumed)
@@ -363,6 +363,6 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         if not any(scored.repeat == asked.repeat for scored in marked):
             return (
                 f"evaluator {asked.evaluator!r} has not marked shard {asked.shard} of {asked.candidate.key} again "
-                f"for {spec.marking.silent_after_s:g} s: is it running?"
+                f"for {spec.silence_s:g} s: is it running?"
             )
     return None

@@ -48,6 +48,7 @@ class CallCounts(Part):
     """Service-LLM calls behind one result."""
 
     made: int = 0
+    batched: int = Field(0, description="of those made: answered in a batch, at its lower price")
     from_ledger: int = 0
     rebought: int = Field(0, description="calls in flight at a kill that may have been paid twice")
     failed: int = Field(0, description="tries that brought no answer: 429s, errors, timeouts, refusals of a request")

@@ -99,6 +99,13 @@ SPECS: list[tuple[str, str, str]] = [
     ("openai:gpt-x", "groq:llama-4",
      "5: service_llm.model: the provider 'groq' needs a package that is not installed "
      "(pip install 'pydantic-ai-slim[groq]')"),
+    ("openai:gpt-x", "anthropic:claude-x\n  batch: true",
+     "6: service_llm.batch: anthropic is not asked in batches, only openai and servers that speak its protocol are "
+     "(leave batch out)"),
+    ("openai:gpt-x", "openai:gpt-x\n  batch: half",
+     "6: service_llm.batch: must be a mapping of keys, not 'half' (it has the keys wait_hours, price_factor)"),
+    ("openai:gpt-x", "openai:gpt-x\n  batch: {wait_hours: 100}",
+     "6: service_llm.batch.wait_hours: must be at most 24, not 100"),
     ("openai:gpt-x", "openai:gpt-x\n  base_url: localhost:8000",
      "6: service_llm.base_url: must begin with http:// or https:// (did you mean http://… before it?)"),
     ("  model: openai:gpt-x\n", "  model: gpt-4o\n",

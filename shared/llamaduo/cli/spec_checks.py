@@ -19,7 +19,13 @@ from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import SpecFile
 from llamaduo.names import did_you_mean
-from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_sources, key_variables
+from llamaduo.service_llm.credentials import (
+    PROVIDER_KEYS,
+    api_key,
+    key_sources,
+    key_variables,
+    speaks_chat,
+)
 from llamaduo.tools_by_template import may_render_tools
 from llamaduo.tools_in_words import why_not_learnt
 
@@ -171,7 +177,9 @@ def check_serving(found: SpecFile, rows: int) -> list[str]:
 
 
 def check_providers(found: SpecFile) -> None:
-    """UserInputError for a provider that nobody knows, one whose package is missing, or an address that is none."""
+    """UserInputError for a provider that nobody knows, one whose package is missing, an address that is none, or
+    batches of a provider that is not asked in any.
+    """
     for role, llm in found.spec.llms:
         provider = llm.model.partition(":")[0]
         if llm.base_url is not None:
@@ -183,6 +191,12 @@ def check_providers(found: SpecFile) -> None:
             near = did_you_mean(provider, PROVIDER_KEYS)
             raise found.mistake(
                 (role, "model"), f"there is no provider {provider!r}", near or "an own server: give its base_url"
+            )
+        if llm.batch is not None and not speaks_chat(llm):
+            raise found.mistake(
+                (role, "batch"),
+                f"{provider} is not asked in batches, only openai and servers that speak its protocol are",
+                "leave batch out",
             )
         try:
             _check_package(llm)

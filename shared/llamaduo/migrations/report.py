@@ -121,6 +121,7 @@ class CallsPart(Part):
     """Service-LLM calls of the whole migration."""
 
     made: int = 0
+    batched: int = Field(0, description="of those made: in batches, at their lower price")
     from_ledger: int = 0
     rebought: int = 0
     failed: int = Field(0, description="tries that brought no answer")

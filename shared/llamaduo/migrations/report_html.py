@@ -282,6 +282,7 @@ def _calls(report: Report) -> str:
     names = [("service LLM", llm.model), ("at", llm.base_url), ("teacher", llm.teacher), ("judge", llm.judge)]
     figures = [
         ("calls made", calls.made),
+        ("of these in batches, at their lower price", calls.batched or None),
         ("answered from the ledger", calls.from_ledger),
         ("may have been paid twice", calls.rebought),
         ("tries without an answer", calls.failed),

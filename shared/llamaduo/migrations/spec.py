@@ -29,6 +29,15 @@ def _model_shorthand(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
+class Batches(Strict):
+    """Calls gathered and sent as one batch, answered later and cheaper."""
+
+    wait_hours: float = Field(
+        24, gt=0, le=24, description="a batch not done after so long is cancelled; what it lacks is asked online"
+    )
+    price_factor: float = Field(0.5, gt=0, le=1, description="price of a call in a batch by that of one asked online")
+
+
 class ServiceLLM(Strict):
     """A cloud LLM by name: `provider:model`, e.g. `openai:gpt-4o`; another server by `base_url`."""
 
@@ -46,6 +55,25 @@ class ServiceLLM(Strict):
     concurrency: int = Field(16, ge=1, le=256, description="calls in flight of one replica")
     timeout_s: float = Field(120, gt=0, description="seconds one call may take")
     temperature: float | None = Field(None, ge=0, le=2, description="None: the provider's default")
+    # Left out of what ids are made of where it is not given: specs without it keep theirs.
+    batch: Batches | None = Field(
+        None,
+        exclude_if=lambda batch: batch is None,
+        description="true, or its settings: send the calls of one piece of work as a batch",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_shorthand(cls, given: Any) -> Any:
+        """`batch: true` takes the defaults, `batch: false` is as not given."""
+        if isinstance(given, dict) and isinstance(given.get("batch"), bool):
+            return {**given, "batch": {} if given["batch"] else None}
+        return given
+
+    @property
+    def batch_wait_s(self) -> float:
+        """Seconds that an answer may take beyond `timeout_s` because it comes with a batch; 0 without batches."""
+        return self.batch.wait_hours * 3600 if self.batch is not None else 0.0
 
 
 Provider = Annotated[ServiceLLM, BeforeValidator(_model_shorthand)]
@@ -326,6 +354,11 @@ class MigrationSpec(Strict):
     def judge_llm(self) -> ServiceLLM:
         """Who judges."""
         return self.judge or self.service_llm
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds that an evaluator may mark nothing while a shard waits: more where the judge answers in batches."""
+        return self.marking.silent_after_s + self.judge_llm.batch_wait_s
 
     @property
     def required(self) -> list[str]:

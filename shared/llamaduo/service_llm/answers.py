@@ -36,6 +36,7 @@ def answer_of(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
         rebought=any(one.rebought for one in ours),
         failed=sum(one.outcome in ("failed", "unknown") for one in ours),
         limited=sum(one.limited for one in ours),
+        batched=bought.batched,
         began=moment(bought.began),
         ended=moment(bought.ended),
     )

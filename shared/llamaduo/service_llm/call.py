@@ -105,8 +105,8 @@ class Answer:
     `from_ledger`: nothing was sent for this `ask`. `own`: it was bought for this call's job, now or before a kill, so
     the job's result counts its cost; an answer that other work had bought is not own. `rebought`: an earlier attempt
     of this job may have been paid as well. `failed` counts this job's attempts that brought no answer, `limited` the
-    429s among them. `money` is US dollars, 0 where no price is known. `began` and `ended` enclose the one request
-    that was answered.
+    429s among them. `batched`: it came with a batch. `money` is US dollars, 0 where no price is known. `began` and
+    `ended` enclose the one request that was answered, or its batch.
     """
 
     key: str
@@ -121,6 +121,7 @@ class Answer:
     rebought: bool
     failed: int
     limited: int
+    batched: bool
     began: datetime
     ended: datetime
 
