@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import limits
 from benchmarks.contamination import contamination
 from benchmarks.settling import settling
+from benchmarks.training import training
 from benchmarks.verdict import verdict
 
 
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
+    "training": Benchmark(lambda chosen: training(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),
 }
 

@@ -89,8 +89,8 @@ def train(
     trainer = AnswerTrainer(
         model=_base_model(job, cuda, precision, longest),
         args=_arguments(job, cuda, precision, bool(kept_validation)),
-        train_dataset=_dataset(rows),
-        eval_dataset=_dataset(kept_validation) if kept_validation else None,
+        train_dataset=as_dataset(rows),
+        eval_dataset=as_dataset(kept_validation) if kept_validation else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.rank,
@@ -229,7 +229,7 @@ def _token_counts(rows: list[Row], tokenizer: Any) -> list[int]:
     return [len(ids) for ids in tokenizer.apply_chat_template(conversations, return_dict=True)["input_ids"]]
 
 
-def _dataset(rows: list[Row]) -> Any:
+def as_dataset(rows: list[Row]) -> Any:
     """Conversational prompt and completion: the only form in which TRL masks the prompt for every template."""
     plain = [[m.model_dump() for m in row.messages] for row in rows]
     return Dataset.from_list([{"prompt": m[:-1], "completion": m[-1:]} for m in plain])
