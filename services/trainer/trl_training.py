@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -102,6 +104,8 @@ def train(
         callbacks=[_Reporter(recipe.steps, on_progress, stop)],
     )
     trainer.remove_callback(PrinterCallback)
+    if job.previous:
+        go_on_from(job.previous, trainer.model)
     if kept_validation and not len(trainer.eval_dataset):
         raise TrainingImpossible(f"{job.validation}: no row is shorter than max_length={recipe.max_length}")
     label_tokens, total_tokens = _count_labels(job, trainer.train_dataset)
@@ -256,6 +260,18 @@ def _base_model(job: TrainJob, cuda: bool, precision: str, longest: int) -> Any:
         trust_remote_code=False,
         use_safetensors=True,
     )
+
+
+def go_on_from(weights: Path, model: Any) -> None:
+    """Gives the model's new adapter these weights; TrainingImpossible unless they are all of it and nothing else."""
+    try:
+        given = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise TrainingImpossible(f"{weights}: the adapter to go on from cannot be read: {error}") from error
+    wanted = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    if {name: tensor.shape for name, tensor in given.items()} != wanted:
+        raise TrainingImpossible(f"{weights}: the adapter to go on from does not fit this base model and recipe")
+    set_peft_model_state_dict(model, given)
 
 
 def _arguments(job: TrainJob, cuda: bool, precision: str, validates: bool) -> Any:

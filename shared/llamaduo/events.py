@@ -197,6 +197,9 @@ class AdapterTrained(OfRound):
     best_step: int
     loss: float | None = None
     validation_loss: float | None = None
+    continued_from: Sha256 | None = Field(
+        None, description="digest of the adapter that training went on from; None: a new one on the base model"
+    )
     rows_given: int = 0
     rows_kept: int = 0
     rows_cut: int = 0

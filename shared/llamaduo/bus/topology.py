@@ -142,7 +142,8 @@ SERVICES: dict[str, ServiceContract] = {
         "Fine-tunes a LoRA adapter on a round's data.",
         durables=(Durable("trainer", (DatasetReady,), attempts=3),),
         publishes=(AdapterTrained, *FAILURES),
-        reads=(*BROADCAST, DatasetReady),
+        # Adapters: a round may go on from the one before.
+        reads=(*BROADCAST, DatasetReady, AdapterTrained),
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, serves what was promoted.",

@@ -70,7 +70,8 @@ def _about_round(event: AnyEvent) -> str | None:
             return f"round {event.round}: data is ready: {rows}{new}" + (f"; dropped {dropped}" if dropped else "")
         case AdapterTrained():
             loss = f", validation loss {event.validation_loss:.4g}" if event.validation_loss is not None else ""
-            return f"round {event.round}: trained {event.steps} steps, best at {event.best_step}{loss}"
+            began = f" from round {event.round - 1}'s adapter on" if event.continued_from else ""
+            return f"round {event.round}: trained {event.steps} steps{began}, best at {event.best_step}{loss}"
         case EvalFailed() | EvalPassed():
             thresholds = event.gate.get("absolute") if isinstance(event.gate.get("absolute"), dict) else {}
             note = f" — {event.note}" if event.note else ""

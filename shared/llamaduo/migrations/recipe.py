@@ -19,6 +19,14 @@ class Recipe(Strict):
 
     steps: int = Field(100, ge=1, le=100_000, description="Optimizer steps, the same in every round.")
     batch_size: int = Field(8, ge=1, le=1024, description="Rows in one forward pass.")
+    start: Literal["base", "previous"] = Field(
+        "base",
+        description="What a round after the first begins with: the base model, or the adapter of the round before. "
+        "Either way it is trained on all rows, old and new.",
+    )
+    continued_rate: float = Field(
+        0.5, gt=0, le=1, description="With `start: previous`: share of `learning_rate` in rounds after the first."
+    )
     accumulation: int = Field(1, ge=1, le=1024, description="Forward passes in one optimizer step.")
     learning_rate: float = Field(1e-3, gt=0, le=0.1, description="Highest learning rate; cosine decay to zero.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the rate rises from zero.")

@@ -79,6 +79,9 @@ class RoundPart(Part):
     best_step: int | None = None
     loss: float | None = None
     validation_loss: float | None = None
+    continued_from: str | None = Field(
+        None, description="digest of the adapter that training went on from; None: a new one on the base model"
+    )
     rows_kept: int | None = None
     rows_cut: int | None = None
     label_tokens: int | None = None
@@ -227,6 +230,7 @@ def _round(view: MigrationView, number: int, seconds: Seconds) -> RoundPart:
             "best_step",
             "loss",
             "validation_loss",
+            "continued_from",
             "rows_kept",
             "rows_cut",
             "label_tokens",

@@ -221,9 +221,11 @@ def _training(report: Report) -> str:
     trained = [part for part in report.rounds if part.steps is not None]
     if not trained:
         return ""
+    number_of = {part.adapter_digest: part.number for part in trained}
     rows = [
         [
             str(part.number),
+            "base model" if part.continued_from is None else f"round {number_of.get(part.continued_from, '?')}",
             str(part.steps),
             _text(part.best_step),
             "–" if part.validation_loss is None else f"{part.validation_loss:.4g}",
@@ -233,8 +235,8 @@ def _training(report: Report) -> str:
         ]
         for part in trained
     ]
-    head = ["round", "steps", "best step", "validation loss", "rows kept", "rows cut", "label tokens"]
-    return "<h2>Training</h2>" + _table(head, rows, range(7))
+    head = ["round", "began with", "steps", "best step", "validation loss", "rows kept", "rows cut", "label tokens"]
+    return "<h2>Training</h2>" + _table(head, rows, (0, *range(2, 8)))
 
 
 def _seconds(report: Report) -> str:
