@@ -157,6 +157,7 @@ async def announce(
         loss=result.loss,
         validation_loss=result.validation_loss,
         continued_from=None if previous is None else previous.digest,
+        preference=result.preference,
         rows_given=result.rows_given,
         rows_kept=result.rows_kept,
         rows_cut=result.rows_cut,

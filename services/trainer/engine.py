@@ -10,6 +10,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.errors import PermanentError, RetryableError
+from llamaduo.events import PreferenceTraining
 from llamaduo.migrations.recipe import Recipe
 
 LOG_NAME = "train.log"
@@ -66,6 +67,7 @@ class TrainResult(BaseModel):
     rows_cut: int = Field(description="kept rows that lost the end of their answer to `max_length`")
     label_tokens: int = Field(description="tokens of the kept rows that are learned: those of the answers")
     total_tokens: int = Field(description="tokens of the kept rows")
+    preference: PreferenceTraining | None = None
     seed: int
     device: str
     precision: str

@@ -56,6 +56,7 @@ class Trained:
     rows_cut: int
     label_tokens: int
     total_tokens: int
+    preference: dict[str, Any] | None
     device: str
     precision: str
     versions: dict[str, str]
@@ -88,6 +89,7 @@ def train(
     lengths = _token_counts(rows, tokenizer)
     kept_validation = read_rows(job.validation) if job.validation else []
     longest = min(recipe.max_length, max(lengths))
+    reporter = _Reporter(recipe.steps, on_progress, stop)
     trainer = AnswerTrainer(
         model=_base_model(job, cuda, precision, longest),
         args=_arguments(job, cuda, precision, bool(kept_validation)),
@@ -101,11 +103,13 @@ def train(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[_Reporter(recipe.steps, on_progress, stop)],
+        callbacks=[reporter],
     )
     trainer.remove_callback(PrinterCallback)
     if job.previous:
         go_on_from(job.previous, trainer.model)
+    if recipe.preference and not kept_validation:
+        raise TrainingImpossible("recipe.preference needs validation rows, to tell whether it was a gain")
     if kept_validation and not len(trainer.eval_dataset):
         raise TrainingImpossible(f"{job.validation}: no row is shorter than max_length={recipe.max_length}")
     label_tokens, total_tokens = _count_labels(job, trainer.train_dataset)
@@ -116,16 +120,25 @@ def train(
     state = trainer.state
     if state.global_step < recipe.steps:
         raise StoppedEarly
-    _write_adapter(trainer.model, job)
-
     curve = [(int(e["step"]), float(e["eval_loss"])) for e in state.log_history if "eval_loss" in e]
     losses = [float(e["loss"]) for e in state.log_history if "loss" in e][-10:]
+    validation_loss = float(state.best_metric) if curve else None
+    preference = None
+    if recipe.preference:
+        from services.trainer.trl_preference import prefer
+
+        trainer.remove_callback(reporter)
+        short, judges = (_within(recipe.max_length, some, tokenizer) for some in (rows, kept_validation))
+        preference = prefer(trainer, tokenizer, job, short, judges, stop)
+        validation_loss = preference.loss_after if preference.kept else validation_loss
+    _write_adapter(trainer.model, job)
+
     rows_kept = len(trainer.train_dataset)
     return Trained(
         best_step=int(state.best_global_step) if curve else recipe.steps,
         steps=recipe.steps,
         loss=sum(losses) / len(losses),
-        validation_loss=float(state.best_metric) if curve else None,
+        validation_loss=validation_loss,
         validation_curve=curve,
         rows_given=len(rows),
         rows_kept=rows_kept,
@@ -133,6 +146,7 @@ def train(
         rows_cut=sum(count > recipe.max_length for count in lengths) - (len(rows) - rows_kept),
         label_tokens=label_tokens,
         total_tokens=total_tokens,
+        preference=preference.model_dump() if preference else None,
         device=torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
         precision=f"nf4, {precision}" if getattr(trainer.model, "is_loaded_in_4bit", False) else precision,
         versions=_versions(),
@@ -231,6 +245,10 @@ def _precision(recipe: Recipe, cuda: bool) -> str:
 def _token_counts(rows: list[Row], tokenizer: Any) -> list[int]:
     conversations = [[m.model_dump() for m in row.messages] for row in rows]
     return [len(ids) for ids in tokenizer.apply_chat_template(conversations, return_dict=True)["input_ids"]]
+
+
+def _within(limit: int, rows: list[Row], tokenizer: Any) -> list[Row]:
+    return [row for row, count in zip(rows, _token_counts(rows, tokenizer), strict=True) if count <= limit]
 
 
 def as_dataset(rows: list[Row]) -> Any:

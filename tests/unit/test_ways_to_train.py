@@ -1,4 +1,4 @@
-"""A round that goes on from the adapter before: what may be gone on from, and what is said of it."""
+"""Going on from the adapter before, and DPO: what may be gone on from, and what the report says of both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from llamaduo.artifacts import ObjectStoreArtifacts, put_bytes
 from llamaduo.base_models import ResolvedBase
 from llamaduo.errors import ArtifactCorrupt, PermanentError
-from llamaduo.events import Adapter, AdapterTrained, AnyEvent
+from llamaduo.events import Adapter, AdapterTrained, AnyEvent, PreferenceTraining
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.recipe import Recipe
@@ -95,6 +95,23 @@ async def test_the_adapter_before_is_part_of_the_job(tmp_path: Path) -> None:
         keep_if_same_job(each)
         assert (job.work / "checkpoint-1").exists()
     assert len(set(made)) == 3
+
+
+def test_the_report_says_what_dpo_came_to() -> None:
+    told = PreferenceTraining(
+        asked=60, pairs=9, kept=False, validated=24, exact_before=20, exact_after=19, loss_before=0.2, loss_after=0.3
+    )
+    log = complete_log()
+    asked = [
+        e.model_copy(update={"preference": told}) if isinstance(e, AdapterTrained) and e.round == 1 else e
+        for e in log
+    ]
+    report = report_of(asked)
+    assert [part.preference for part in report.rounds] == [None, told]
+    page = report_html(report)
+    assert "Round 1, DPO on own failures: 9 of 60 train rows answered wrongly" in page
+    assert "20 before and 19 after, of 24: not kept" in page
+    assert "DPO" not in report_html(report_of(log))
 
 
 def report_of(events: list[AnyEvent]) -> Report:

@@ -22,6 +22,7 @@ from llamaduo.events import (
     Marks,
     MigrationCompleted,
     MigrationStopped,
+    PreferenceTraining,
     ReferencesRequested,
     ResponsesGenerated,
     WorkFailed,
@@ -82,6 +83,7 @@ class RoundPart(Part):
     continued_from: str | None = Field(
         None, description="digest of the adapter that training went on from; None: a new one on the base model"
     )
+    preference: PreferenceTraining | None = Field(None, description="DPO on own failures, where the recipe asks")
     rows_kept: int | None = None
     rows_cut: int | None = None
     label_tokens: int | None = None
@@ -231,6 +233,7 @@ def _round(view: MigrationView, number: int, seconds: Seconds) -> RoundPart:
             "loss",
             "validation_loss",
             "continued_from",
+            "preference",
             "rows_kept",
             "rows_cut",
             "label_tokens",
