@@ -15,6 +15,7 @@ from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
 from benchmarks.settling import settling
+from benchmarks.training import training
 from benchmarks.verdict import verdict
 from benchmarks.verdict_loop import verdict_loop
 
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
+    "training": Benchmark(lambda chosen: training(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),
     "verdict_loop": Benchmark(lambda chosen: verdict_loop(chosen.quick)),
 }

@@ -16,12 +16,13 @@ from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
-from llamaduo.errors import PermanentError, UserInputError
+from llamaduo.errors import NotYet, PermanentError, UserInputError
 from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, WeakRow, WorkSpan
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
 from services.trainer.fake_engine import FakeTrainingEngine
+from services.trainer.previous_adapter import fetch_weights
 from services.trainer.settings import TrainerSettings
 from services.trainer.trl_engine import TrlEngine
 from services.trainer.work_folders import WorkFolders
@@ -50,7 +51,13 @@ class Trainer:
         store = await work.bus.artifacts()
         await clear(folder.parent, await work.bus.bucket("work"), work.role)
         base = await self._base(spec)
-        job = await prepare(event, spec, base, store, folder)
+        previous = None
+        if spec.recipe.start == "previous" and event.round > 0:
+            trained = view.adapter(event.round - 1)
+            if trained is None:
+                raise NotYet(f"the adapter of round {event.round - 1} has not been replayed here yet", delay=0.5)
+            previous = trained.adapter
+        job = await prepare(event, spec, base, store, folder, previous)
         loop = asyncio.get_running_loop()
         told: set[asyncio.Task[None]] = set()
 
@@ -63,7 +70,7 @@ class Trainer:
             task.add_done_callback(told.discard)
 
         result = await self._engine.train(job, tell)
-        return [await announce(event, spec, base, store, job, result)]
+        return [await announce(event, base, store, job, result, previous)]
 
     async def tidy(self, _bus: Bus, _mirror: Mirror) -> None:
         """Remove what ended migrations left behind; goes on for ever."""
@@ -88,9 +95,20 @@ async def clear(folder: Path, jobs: KeyValue, role: str) -> None:
 
 
 async def prepare(
-    event: DatasetReady, spec: MigrationSpec, base: ResolvedBase, store: ArtifactStore, folder: Path
+    event: DatasetReady,
+    spec: MigrationSpec,
+    base: ResolvedBase,
+    store: ArtifactStore,
+    folder: Path,
+    previous: Adapter | None = None,
 ) -> TrainJob:
-    """The round's data on this machine's disk, as a job; the same folder again goes on where a kill stopped it."""
+    """The round's data on this machine's disk, as a job; the same folder again goes on where a kill stopped it.
+
+    With `previous`, the job goes on from that adapter, at the recipe's rate for that; see `fetch_weights` for errors.
+    """
+    recipe = spec.recipe
+    if previous is not None:
+        recipe = recipe.model_copy(update={"learning_rate": recipe.learning_rate * recipe.continued_rate})
     paths = {}
     for split in ("train", "validation"):
         path = folder / f"{split}.jsonl"
@@ -102,7 +120,8 @@ async def prepare(
         validation=paths.get("validation"),
         base_folder=base.folder,
         base_name=base.name,
-        recipe=spec.recipe,
+        previous=None if previous is None else await fetch_weights(previous, base, recipe, store, folder),
+        recipe=recipe,
         seed=spec.seed,
         tool_wording=spec.tool_wording,
         out=folder / "adapter",
@@ -112,11 +131,11 @@ async def prepare(
 
 async def announce(
     event: DatasetReady,
-    spec: MigrationSpec,
     base: ResolvedBase,
     store: ArtifactStore,
     job: TrainJob,
     result: TrainResult,
+    previous: Adapter | None = None,
 ) -> AdapterTrained:
     """Store the adapter's files and say how it was made."""
     files = {name: await store.put_file(job.out / name, "application/octet-stream") for name in result.files}
@@ -125,8 +144,8 @@ async def announce(
         files=files,
         base_model=base.name,
         base_digest=base.digest,
-        rank=spec.recipe.rank,
-        tool_wording=spec.tool_wording,
+        rank=job.recipe.rank,
+        tool_wording=job.tool_wording,
     )
     return AdapterTrained(
         migration=event.migration,
@@ -134,11 +153,13 @@ async def announce(
         round=event.round,
         adapter=adapter,
         dataset=event.digest,
-        recipe={**spec.recipe.model_dump(mode="json"), "device": result.device, "precision_used": result.precision},
+        recipe={**job.recipe.model_dump(mode="json"), "device": result.device, "precision_used": result.precision},
         steps=result.steps,
         best_step=result.best_step,
         loss=result.loss,
         validation_loss=result.validation_loss,
+        continued_from=None if previous is None else previous.digest,
+        preference=result.preference,
         rows_given=result.rows_given,
         rows_kept=result.rows_kept,
         rows_cut=result.rows_cut,

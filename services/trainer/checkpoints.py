@@ -34,11 +34,12 @@ def newest_whole(work: Path) -> Path | None:
 
 
 def keep_if_same_job(job: TrainJob) -> None:
-    """Empties `job.work` of checkpoints unless they are of this very job: rows, base, recipe and seed."""
+    """Empties `job.work` of checkpoints unless they are of this very job: all that decides its adapter."""
     parts = {
         "train": _sha256(job.train),
         "validation": _sha256(job.validation) if job.validation else None,
         "base": sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in job.base_folder.iterdir()),
+        "previous": _sha256(job.previous) if job.previous else None,
         "recipe": job.recipe.model_dump(),
         "seed": job.seed,
     }

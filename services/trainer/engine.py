@@ -10,11 +10,13 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.errors import PermanentError, RetryableError
+from llamaduo.events import PreferenceTraining
 from llamaduo.migrations.recipe import Recipe
 from llamaduo.tool_calls import ToolWording
 
 LOG_NAME = "train.log"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = ("adapter_config.json", WEIGHTS)
 
 
 class TrainJob(BaseModel):
@@ -22,8 +24,8 @@ class TrainJob(BaseModel):
 
     `train` and `validation` are JSON lines of `llamaduo.datasets.Row`. `out` is the adapter folder to write; it
     appears only when it is complete. `work` keeps checkpoints: the same job given the same `work` again goes on
-    where it stopped, another job given it starts anew. Equal rows, base, recipe and seed make a bit-identical
-    adapter on one machine, interrupted or not.
+    where it stopped, another job given it starts anew. Equal rows, base, recipe, seed and previous adapter make a
+    bit-identical adapter on one machine, interrupted or not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +34,7 @@ class TrainJob(BaseModel):
     validation: Path | None = None
     base_folder: Path
     base_name: str = Field("", description="written into the adapter's config; the folder's name if empty")
+    previous: Path | None = Field(None, description="weights of the adapter to go on from, as safetensors")
     recipe: Recipe = Recipe()
     seed: int = 0
     tool_wording: ToolWording = "text"
@@ -71,6 +74,7 @@ class TrainResult(BaseModel):
     rows_cut: int = Field(description="kept rows that lost the end of their answer to `max_length`")
     label_tokens: int = Field(description="tokens of the kept rows that are learned: those of the answers")
     total_tokens: int = Field(description="tokens of the kept rows")
+    preference: PreferenceTraining | None = None
     seed: int
     device: str
     precision: str

@@ -20,7 +20,7 @@ _WIDTH = 4
 
 
 class FakeTrainingEngine:
-    """Writes an adapter whose bytes depend only on the training rows, the recipe and the seed.
+    """Writes an adapter whose bytes depend only on the training rows, the previous adapter, the recipe and the seed.
 
     `seconds` is how long a job takes, spread over its steps. The safetensors header carries the number of
     training rows as metadata `rows`.
@@ -78,6 +78,8 @@ def _write_adapter(job: TrainJob, rows: int) -> dict[str, str]:
     """Writes the adapter folder at once by a rename; gives its files and their SHA-256."""
     rank = job.recipe.rank
     key = f"{hashlib.sha256(job.train.read_bytes()).hexdigest()}\n{job.recipe.model_dump_json()}\n{job.seed}"
+    if job.previous is not None:
+        key += f"\n{hashlib.sha256(job.previous.read_bytes()).hexdigest()}"
     config = {
         "base_model_name_or_path": job.base_name or job.base_folder.name,
         "bias": "none",

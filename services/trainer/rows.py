@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from llamaduo.datasets import Row
+from llamaduo.tools_in_words import in_words
 from services.trainer.engine import TrainingImpossible
 
 # Batches that are length-sorted together: more saves padding, fewer mixes rows better.
@@ -37,6 +39,11 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise TrainingImpossible(f"{path}: holds no rows")
     return sorted(rows, key=lambda row: row.id)
+
+
+def in_plain_words(row: Row) -> list[dict[str, Any]]:
+    """Its messages as inference asks with them, tools and calls in words."""
+    return [message.model_dump() for message in in_words(row.messages, row.tools)]
 
 
 def row_order(lengths: Sequence[int], batch_size: int, batches: int, seed: int) -> list[int]:

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,11 +32,10 @@ from trl import SFTConfig, SFTTrainer
 
 from llamaduo.datasets import Row
 from llamaduo.migrations.recipe import Recipe
-from llamaduo.tools_in_words import in_words
 from services.trainer.checkpoints import StoppedEarly, mark_whole, newest_whole
 from services.trainer.engine import ADAPTER_FILES, TrainingImpossible, TrainJob, TrainProgress
 from services.trainer.rendering import tokenized
-from services.trainer.rows import read_rows, row_order
+from services.trainer.rows import in_plain_words, read_rows, row_order
 from services.trainer.weak_rows import IGNORED, weak_rows
 
 # Up to this many tokens a row, plain attention is the quickest on CPUs with AMX; beyond, it takes much memory.
@@ -57,6 +58,7 @@ class Trained:
     rows_cut: int
     label_tokens: int
     total_tokens: int
+    preference: dict[str, Any] | None
     device: str
     precision: str
     versions: dict[str, str]
@@ -86,14 +88,15 @@ def train(
         tokenizer.pad_token = tokenizer.eos_token
 
     rows = read_rows(job.train)
-    train_set, lengths = _dataset(rows, job, tokenizer)
+    train_set, lengths = _tokenized_or_plain(rows, job, tokenizer)
     kept_validation = read_rows(job.validation) if job.validation else []
     longest = min(recipe.max_length, max(lengths))
+    reporter = _Reporter(recipe.steps, on_progress, stop)
     trainer = AnswerTrainer(
         model=_base_model(job, cuda, precision, longest),
         args=_arguments(job, cuda, precision, bool(kept_validation)),
         train_dataset=train_set,
-        eval_dataset=_dataset(kept_validation, job, tokenizer)[0] if kept_validation else None,
+        eval_dataset=_tokenized_or_plain(kept_validation, job, tokenizer)[0] if kept_validation else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.rank,
@@ -102,9 +105,13 @@ def train(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[_Reporter(recipe.steps, on_progress, stop)],
+        callbacks=[reporter],
     )
     trainer.remove_callback(PrinterCallback)
+    if job.previous:
+        go_on_from(job.previous, trainer.model)
+    if recipe.preference and not kept_validation:
+        raise TrainingImpossible("recipe.preference needs validation rows, to tell whether it was a gain")
     if kept_validation and not len(trainer.eval_dataset):
         raise TrainingImpossible(f"{job.validation}: no row is shorter than max_length={recipe.max_length}")
     label_tokens, total_tokens = _count_labels(job, trainer.train_dataset)
@@ -115,17 +122,25 @@ def train(
     state = trainer.state
     if state.global_step < recipe.steps:
         raise StoppedEarly
-    _write_adapter(trainer.model, job)
-    weak = trainer.weak_rows(recipe.batch_size) if kept_validation else []
-
     curve = [(int(e["step"]), float(e["eval_loss"])) for e in state.log_history if "eval_loss" in e]
     losses = [float(e["loss"]) for e in state.log_history if "loss" in e][-10:]
+    validation_loss = float(state.best_metric) if curve else None
+    preference = None
+    if recipe.preference:
+        from services.trainer.trl_preference import prefer
+
+        trainer.remove_callback(reporter)
+        short, judges = (_within(recipe.max_length, some, tokenizer) for some in (rows, kept_validation))
+        preference = prefer(trainer, tokenizer, job, short, judges, stop)
+        validation_loss = preference.loss_after if preference.kept else validation_loss
+    _write_adapter(trainer.model, job)
+    weak = trainer.weak_rows(recipe.batch_size) if kept_validation else []
     rows_kept = len(trainer.train_dataset)
     return Trained(
         best_step=int(state.best_global_step) if curve else recipe.steps,
         steps=recipe.steps,
         loss=sum(losses) / len(losses),
-        validation_loss=float(state.best_metric) if curve else None,
+        validation_loss=validation_loss,
         validation_curve=curve,
         weak=weak,
         rows_given=len(rows),
@@ -134,6 +149,7 @@ def train(
         rows_cut=sum(count > recipe.max_length for count in lengths) - (len(rows) - rows_kept),
         label_tokens=label_tokens,
         total_tokens=total_tokens,
+        preference=preference.model_dump() if preference else None,
         device=torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
         precision=f"nf4, {precision}" if getattr(trainer.model, "is_loaded_in_4bit", False) else precision,
         versions=_versions(),
@@ -245,20 +261,33 @@ def _precision(recipe: Recipe, cuda: bool) -> str:
     return "bf16" if info.is_file() and "amx_bf16" in info.read_text() else "fp32"
 
 
-def _dataset(rows: list[Row], job: TrainJob, tokenizer: Any) -> tuple[Any, list[int]]:
+def _tokenized_or_plain(rows: list[Row], job: TrainJob, tokenizer: Any) -> tuple[Any, list[int]]:
     """The rows as TRL takes them, and how many tokens each has.
 
-    Conversational prompt and completion is the only form in which TRL masks the prompt for every template. Tools are
-    in words, just as inference asks with them, or rendered here.
+    Tools are in words, just as inference asks with them, or rendered here.
     """
     if job.tool_wording == "template":
         ready = tokenized(rows, tokenizer)
         lengths = [len(row["input_ids"]) for row in ready]
         return Dataset.from_list([{**one, "row": row.id} for one, row in zip(ready, rows, strict=True)]), lengths
-    plain = [[message.model_dump() for message in in_words(row.messages, row.tools)] for row in rows]
-    lengths = [len(ids) for ids in tokenizer.apply_chat_template(plain, return_dict=True)["input_ids"]]
-    pairs = [{"prompt": m[:-1], "completion": m[-1:], "row": row.id} for m, row in zip(plain, rows, strict=True)]
-    return Dataset.from_list(pairs), lengths
+    return as_dataset(rows), _token_counts(rows, tokenizer)
+
+
+def as_dataset(rows: list[Row]) -> Any:
+    """Conversational prompt and completion: the only form in which TRL masks the prompt for every template."""
+    plain = [in_plain_words(row) for row in rows]
+    return Dataset.from_list(
+        [{"prompt": m[:-1], "completion": m[-1:], "row": row.id} for m, row in zip(plain, rows, strict=True)]
+    )
+
+
+def _token_counts(rows: list[Row], tokenizer: Any) -> list[int]:
+    plain = [in_plain_words(row) for row in rows]
+    return [len(ids) for ids in tokenizer.apply_chat_template(plain, return_dict=True)["input_ids"]]
+
+
+def _within(limit: int, rows: list[Row], tokenizer: Any) -> list[Row]:
+    return [row for row, count in zip(rows, _token_counts(rows, tokenizer), strict=True) if count <= limit]
 
 
 def _base_model(job: TrainJob, cuda: bool, precision: str, longest: int) -> Any:
@@ -282,6 +311,18 @@ def _base_model(job: TrainJob, cuda: bool, precision: str, longest: int) -> Any:
         trust_remote_code=False,
         use_safetensors=True,
     )
+
+
+def go_on_from(weights: Path, model: Any) -> None:
+    """Gives the model's new adapter these weights; TrainingImpossible unless they are all of it and nothing else."""
+    try:
+        given = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise TrainingImpossible(f"{weights}: the adapter to go on from cannot be read: {error}") from error
+    wanted = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    if {name: tensor.shape for name, tensor in given.items()} != wanted:
+        raise TrainingImpossible(f"{weights}: the adapter to go on from does not fit this base model and recipe")
+    set_peft_model_state_dict(model, given)
 
 
 def _arguments(job: TrainJob, cuda: bool, precision: str, validates: bool) -> Any:

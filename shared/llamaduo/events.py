@@ -196,6 +196,22 @@ class WeakRow(Part):
     loss: float = Field(description="nats a token of the answer")
 
 
+class PreferenceTraining(Part):
+    """DPO on a model's own wrong answers to train rows: what it came from, and whether it was kept.
+
+    The figures before and after are of validation rows; there are none where there was no wrong answer to learn from.
+    """
+
+    asked: int = Field(description="train rows that the model answered")
+    pairs: int = Field(description="of these, answered in other words than the row's own")
+    kept: bool = False
+    validated: int = Field(0, description="validation rows that the model answered")
+    exact_before: int | None = Field(None, description="of these, answered word for word")
+    exact_after: int | None = None
+    loss_before: float | None = Field(None, description="of all validation rows, nats a token")
+    loss_after: float | None = None
+
+
 class AdapterTrained(OfRound):
     """A round's adapter and how it was made."""
 
@@ -207,6 +223,10 @@ class AdapterTrained(OfRound):
     best_step: int
     loss: float | None = None
     validation_loss: float | None = None
+    continued_from: Sha256 | None = Field(
+        None, description="digest of the adapter that training went on from; None: a new one on the base model"
+    )
+    preference: PreferenceTraining | None = Field(None, description="None: the recipe asks for none")
     rows_given: int = 0
     rows_kept: int = 0
     rows_cut: int = 0

@@ -88,6 +88,33 @@ def test_batches_come_in_the_fixed_order(trainer: Any) -> None:
     assert firsts == [trainer.train_dataset[i]["input_ids"][0] for i in order]
 
 
+def test_an_adapter_to_go_on_from_must_fit(trainer: Any, tmp_path: Path) -> None:
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    from services.trainer.trl_training import go_on_from
+
+    path = tmp_path / "previous.safetensors"
+    mine = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(trainer.model).items()}
+    other = {name: torch.full_like(tensor, 0.25) for name, tensor in mine.items()}
+    save_file(other, path)
+    go_on_from(path, trainer.model)
+    now = get_peft_model_state_dict(trainer.model)
+    assert now.keys() == mine.keys() and all((tensor == 0.25).all() for tensor in now.values())
+
+    name = next(iter(mine))
+    for wrong in ({**mine, "more": mine[name]}, {**mine, name: mine[name][:1]}, {name: mine[name]}):
+        save_file({key: tensor.clone() for key, tensor in wrong.items()}, path)
+        with pytest.raises(TrainingImpossible, match="does not fit"):
+            go_on_from(path, trainer.model)
+    path.write_bytes(b"PK a pickle")
+    with pytest.raises(TrainingImpossible, match="cannot be read"):
+        go_on_from(path, trainer.model)
+    save_file(mine, path)
+    go_on_from(path, trainer.model)
+
+
 @pytest.mark.parametrize("logs", [{"loss": float("nan")}, {"eval_loss": float("inf")}])
 def test_a_loss_that_is_no_number_is_a_named_error(logs: dict[str, float]) -> None:
     from services.trainer.trl_training import _Reporter

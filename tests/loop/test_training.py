@@ -129,6 +129,18 @@ async def test_asked_again_after_the_last_step_it_only_writes_the_adapter(
     assert (result.files, result.loss, result.best_step) == (expected.files, expected.loss, expected.best_step)
 
 
+async def test_it_goes_on_from_an_adapter(
+    base: Path, tmp_path: Path, uninterrupted: tuple[TrainResult, TrainJob]
+) -> None:
+    before, job = uninterrupted
+    # Warming up, the first step's rate is zero: the adapter that comes out must be the one that went in.
+    recipe = RECIPE.model_copy(update={"steps": 1, "validate_every": 1})
+    more = _job(tmp_path, base, recipe).model_copy(update={"previous": job.out / "adapter_model.safetensors"})
+    result = await TrlEngine().train(more, lambda _: None)
+    assert result.validation_loss == pytest.approx(before.validation_loss)
+    assert result.files == before.files
+
+
 def _child_pid(parent: int) -> int:
     (found,) = (
         c.pid for c in psutil.Process(parent).children() if "services.trainer.trl_child" in " ".join(c.cmdline())

@@ -94,6 +94,8 @@ SPECS: list[tuple[str, str, str]] = [
     ("steps: 80", "quantization: nf-4",
      "13: recipe.quantization: must be 'none' or 'nf4', not 'nf-4' (did you mean 'nf4'?)"),
     ("steps: 80", "epochs: 3", "13: recipe.epochs: unknown key (did you mean 'steps'?)"),
+    ("recipe:\n  steps: 80", "tool_wording: template\nrecipe:\n  preference: {}",
+     "14: recipe.preference: reads answers with calls in words only (take `tool_wording` away)"),
     # --- the service LLM
     ("openai:gpt-x", "opnai:gpt-4o", "5: service_llm.model: there is no provider 'opnai' (did you mean 'openai'?)"),
     ("openai:gpt-x", "groq:llama-4",

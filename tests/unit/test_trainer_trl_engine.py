@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llamaduo.events import PreferenceTraining
 from llamaduo.migrations.recipe import Recipe
 from services.trainer.checkpoints import keep_if_same_job, mark_whole, newest_whole
 from services.trainer.engine import TrainingFailed, TrainingImpossible, TrainJob, TrainProgress
@@ -32,6 +33,7 @@ RESULT: dict[str, object] = {
     "precision": "fp32",
     "versions": {},
     "peak_rss_mb": 1.0,
+    "preference": PreferenceTraining(asked=4, pairs=2).model_dump(),
 }
 ERROR: dict[str, object] = {"kind": "error", "message": "too big"}
 PROGRESS: dict[str, object] = {"kind": "progress", "step": 1, "steps": 2, "loss": 0.9, "validation_loss": None}
@@ -65,6 +67,7 @@ async def test_progress_and_result_are_passed_on(tmp_path: Path) -> None:
     seen: list[TrainProgress] = []
     script = "\n".join([_say({"kind": "loaded", "seconds": 4.5}), _say(PROGRESS), "echo cut{off", _say(RESULT)])
     result = await _engine(tmp_path, script).train(job, seen.append)
+    assert result.preference == PreferenceTraining(asked=4, pairs=2)
     assert [p.step for p in seen] == [1]
     assert result.seconds_loading == 4.5
     assert set(result.files) == {"adapter_config.json", "adapter_model.safetensors"}

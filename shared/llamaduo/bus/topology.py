@@ -144,7 +144,8 @@ SERVICES: dict[str, ServiceContract] = {
         "Fine-tunes a LoRA adapter on a round's data.",
         durables=(Durable("trainer", (DatasetReady,), attempts=3),),
         publishes=(AdapterTrained, *FAILURES),
-        reads=(*BROADCAST, DatasetReady),
+        # Adapters: a round may go on from the one before.
+        reads=(*BROADCAST, DatasetReady, AdapterTrained),
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, measures how fast an adapter is served, serves what was promoted.",

@@ -73,7 +73,8 @@ def _about_round(event: AnyEvent) -> str | None:
             return f"round {event.round}: data is ready: {rows}{new}" + (f"; dropped {dropped}" if dropped else "")
         case AdapterTrained():
             loss = f", validation loss {event.validation_loss:.4g}" if event.validation_loss is not None else ""
-            return f"round {event.round}: trained {event.steps} steps, best at {event.best_step}{loss}"
+            began = f" from round {event.round - 1}'s adapter on" if event.continued_from else ""
+            return f"round {event.round}: trained {event.steps} steps{began}, best at {event.best_step}{loss}"
         case ServingRequested():
             return f"round {event.round}: the marks pass; measuring how fast it is served"
         case ServingMeasured():

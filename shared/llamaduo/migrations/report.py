@@ -22,6 +22,7 @@ from llamaduo.events import (
     Marks,
     MigrationCompleted,
     MigrationStopped,
+    PreferenceTraining,
     ReferencesRequested,
     ResponsesGenerated,
     WorkFailed,
@@ -81,6 +82,10 @@ class RoundPart(Part):
     best_step: int | None = None
     loss: float | None = None
     validation_loss: float | None = None
+    continued_from: str | None = Field(
+        None, description="digest of the adapter that training went on from; None: a new one on the base model"
+    )
+    preference: PreferenceTraining | None = Field(None, description="DPO on own failures, where the recipe asks")
     rows_kept: int | None = None
     rows_cut: int | None = None
     label_tokens: int | None = None
@@ -232,6 +237,8 @@ def _round(view: MigrationView, number: int, seconds: Seconds) -> RoundPart:
             "best_step",
             "loss",
             "validation_loss",
+            "continued_from",
+            "preference",
             "rows_kept",
             "rows_cut",
             "label_tokens",

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 from llamaduo.events import Interval, Marks
 from llamaduo.migrations.filters import FILTERS
-from llamaduo.migrations.report import Report
+from llamaduo.migrations.report import Report, RoundPart
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
 from llamaduo.migrations.report_serving import serving_section
 from llamaduo.migrations.report_tables import table as _table
@@ -227,9 +227,11 @@ def _training(report: Report) -> str:
     trained = [part for part in report.rounds if part.steps is not None]
     if not trained:
         return ""
+    number_of = {part.adapter_digest: part.number for part in trained}
     rows = [
         [
             str(part.number),
+            "base model" if part.continued_from is None else f"round {number_of.get(part.continued_from, '?')}",
             str(part.steps),
             _text(part.best_step),
             "–" if part.validation_loss is None else f"{part.validation_loss:.4g}",
@@ -239,8 +241,22 @@ def _training(report: Report) -> str:
         ]
         for part in trained
     ]
-    head = ["round", "steps", "best step", "validation loss", "rows kept", "rows cut", "label tokens"]
-    return "<h2>Training</h2>" + _table(head, rows, range(7))
+    head = ["round", "began with", "steps", "best step", "validation loss", "rows kept", "rows cut", "label tokens"]
+    table = _table(head, rows, (0, *range(2, 8)))
+    return "<h2>Training</h2>" + table + "".join(_preference(part) for part in trained)
+
+
+def _preference(part: RoundPart) -> str:
+    found = part.preference
+    if found is None:
+        return ""
+    words = f"Round {part.number}, DPO on own failures: {found.pairs} of {found.asked} train rows answered wrongly"
+    if found.validated:
+        words += (
+            f"; validation answers right word for word {found.exact_before} before and {found.exact_after} after, "
+            f"of {found.validated}: {'kept' if found.kept else 'not kept'}"
+        )
+    return f"<p class='soft'>{words}.</p>"
 
 
 def _seconds(report: Report) -> str:

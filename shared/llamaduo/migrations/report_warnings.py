@@ -39,6 +39,7 @@ def warnings_of(view: MigrationView, marks_by_round: Mapping[int, Marks], trust:
         *_silent(view),
         *_abstained(view),
         *_changed_evaluators(view),
+        *_continued(view),
         *_cut_rows(view),
         *_cut_answers(view),
         *_rebought(view),
@@ -205,6 +206,14 @@ def _changed_evaluators(view: MigrationView) -> list[str]:
         for name, seen in sorted(versions.items())
         if len(seen) > 1
     ]
+
+
+def _continued(view: MigrationView) -> list[str]:
+    went_on = [str(n) for n in view.rounds if (trained := view.adapter(n)) and trained.continued_from]
+    if not went_on:
+        return []
+    rounds = f"round {went_on[0]}" if len(went_on) == 1 else f"rounds {', '.join(went_on)}"
+    return [f"{rounds} went on from the adapter before: better marks may be due to longer training, not to new rows"]
 
 
 def _cut_rows(view: MigrationView) -> list[str]:

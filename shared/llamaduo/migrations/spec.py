@@ -307,6 +307,14 @@ class MigrationSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _failures_are_in_words(self) -> MigrationSpec:
+        if self.recipe.preference is not None and self.tool_wording == "template":
+            raise wrong_at(
+                ("recipe", "preference"), "reads answers with calls in words only", "take `tool_wording` away"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _gate_is_marked(self) -> MigrationSpec:
         names = [evaluator.name for evaluator in self.evaluators]
         for place, name in enumerate(names):
