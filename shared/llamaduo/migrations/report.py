@@ -26,6 +26,7 @@ from llamaduo.events import (
     ResponsesGenerated,
     WorkFailed,
 )
+from llamaduo.migrations.confusion import ConfusionPart, confusions_of
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
 from llamaduo.migrations.report_trust import TrustPart, trust_of
@@ -159,6 +160,9 @@ class Report(Part):
     passed_round: int | None = None
     holdout: Marks = Field(default_factory=dict, description="the passed round on rows never looked at before")
     trust: TrustPart = Field(TrustPart(), description="how far the marks can be trusted")
+    confusion: list[ConfusionPart] = Field(
+        default_factory=list, description="labels given for labels, by each evaluator that compares labels"
+    )
     served: ServedPart | None = None
     evaluators: list[EvaluatorPart] = Field(default_factory=list)
     seconds: Seconds = Seconds()
@@ -370,6 +374,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         passed_round=passed.round if passed else None,
         holdout=holdout,
         trust=trust_of(view),
+        confusion=confusions_of(view),
         served=_served(view),
         evaluators=_evaluators(view),
         seconds=overall,
