@@ -40,6 +40,21 @@ Timeout = Annotated[float, typer.Option(min=0.1, help="With --exec: seconds for 
 
 
 @app.command()
+def new(
+    name: Name,
+    folder: Annotated[Path | None, typer.Option(help="Where to write it; default: ./NAME.")] = None,
+) -> None:
+    """Write a project to begin an evaluator of your own with: one module, its test, a README. Needs no bus."""
+    from llamaduo.cli.new_evaluator import module_of, write_project
+
+    check_name(name, "NAME")
+    target = folder or Path(name)
+    for path in write_project(name, target):
+        typer.echo(f"written: {path}")
+    typer.echo(f"try it: llamaduo evaluator check {target / module_of(name)}.py:score")
+
+
+@app.command()
 def add(
     name: Name,
     backfill: Annotated[bool, typer.Option("--backfill", help="From the log's start, not from now.")] = False,
