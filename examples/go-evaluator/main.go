@@ -110,7 +110,7 @@ func (me evaluator) settle(message *nats.Msg) {
 	}
 	log.Printf("try %d: %v", meta.NumDelivered, err)
 	if meta.NumDelivered < tries {
-		_ = message.NakWithDelay(me.heartbeat << meta.NumDelivered)
+		_ = message.NakWithDelay(me.heartbeat * time.Duration(meta.NumDelivered))
 	} else if err := me.bury(message, meta, err); err != nil {
 		log.Printf("dead letter: %v", err)
 		_ = message.NakWithDelay(me.heartbeat)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,15 +16,18 @@ from typing import Any
 from llamaduo.artifacts import put_bytes
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.dead_letters import list_dead
 from llamaduo.conformance import SAMPLE, Broken, Check, examine, task_of
 from llamaduo.datasets import ShardRow, dump_rows
 from llamaduo.evaluators import Evaluator, Score, Task
 from llamaduo.events import (
+    ArtifactRef,
     Candidate,
     EvalScored,
     MarksRequested,
     MigrationRequested,
     ResponsesGenerated,
+    WorkFailed,
     encode_event,
     subject_of,
 )
@@ -40,15 +44,18 @@ class _Trial:
     name: str
     patience: float
     seen: list[EvalScored] = field(default_factory=list)
+    given_up: list[WorkFailed] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     numbers: count[int] = field(default_factory=lambda: count(1))
 
     async def listen(self) -> None:
-        async for logged in self.bus.log([subject_of(EvalScored)], follow=True):
-            if isinstance(logged.event, EvalScored):
-                async with self.changed:
+        async for logged in self.bus.log([subject_of(EvalScored), subject_of(WorkFailed)], follow=True):
+            async with self.changed:
+                if isinstance(logged.event, EvalScored):
                     self.seen.append(logged.event)
-                    self.changed.notify_all()
+                elif isinstance(logged.event, WorkFailed):
+                    self.given_up.append(logged.event)
+                self.changed.notify_all()
 
     async def shard(self, rows: Sequence[ShardRow] | None, evaluators: Sequence[str]) -> ResponsesGenerated:
         """A migration of its own with one shard of answers; None: the shard was skipped."""
@@ -76,15 +83,22 @@ class _Trial:
         return await self.arrived(asked.migration, repeat)
 
     async def arrived(self, migration: str, repeat: int = 0) -> EvalScored:
+        """The marks for it. Broken where none come."""
+
         def found() -> list[EvalScored]:
             return [event for event in self.of(migration) if event.repeat == repeat]
 
+        if not await self.comes(lambda: bool(found())):
+            raise Broken(f"no eval.scored by {self.name} within {self.patience:g} s")
+        return found()[0]
+
+    async def comes(self, what: Callable[[], bool]) -> bool:
+        """Whether that becomes true of what was published, while our patience lasts."""
         try:
             async with asyncio.timeout(self.patience), self.changed:
-                await self.changed.wait_for(lambda: bool(found()))
+                return await self.changed.wait_for(what)
         except TimeoutError:
-            raise Broken(f"no eval.scored by {self.name} within {self.patience:g} s") from None
-        return found()[0]
+            return False
 
     def of(self, migration: str) -> list[EvalScored]:
         return [event for event in self.seen if event.migration == migration]
@@ -124,7 +138,7 @@ async def examine_subscriber(
         declared = Evaluator(name, first.version, first.metrics, trial.score, noisy=first.noisy)
         async for one in examine(declared):
             yield one
-        for what in (_id, _others, _skipped, _again, _twice, _killed, _acks):
+        for what in (_id, _others, _skipped, _again, _twice, _killed, _given_up, _acks):
             try:
                 yield await what(trial, kill)
             except Broken as broken:
@@ -195,6 +209,22 @@ async def _killed(trial: _Trial, kill: Callable[[], None]) -> Check:
     if any(len(trial.of(one.migration)) != 1 for one in asked):
         raise Broken("after a kill a shard was marked under two ids")
     return Check("killed", "ok", "killed with shards in hand and started again it marked each once")
+
+
+async def _given_up(trial: _Trial, _kill: Callable[[], None]) -> Check:
+    asked = await trial.shard(SAMPLE[:1], [trial.name])
+    gone = ArtifactRef(uri="obj:" + "0" * 64, sha256="0" * 64, size=1)
+    await trial.bus.publish(asked.model_copy(update={"responses": gone}))
+    buried = await trial.comes(lambda: asked.id in [event.job for event in trial.given_up])
+    if trial.of(asked.migration):
+        raise Broken("it gave marks for answers that cannot be read")
+    if not buried:
+        told = "answers that cannot be read come to no dead letter: whoever waits for their marks is not told"
+        return Check("given up", "note", told)
+    if asked.id not in [json.loads(dead.body).get("id") for dead in await list_dead(trial.bus)]:
+        raise Broken("work.failed is in the log, and no dead letter on its subject")
+    await trial.answer(await trial.shard(SAMPLE[:1], [trial.name]))
+    return Check("given up", "ok", "answers that cannot be read become a dead letter, and it goes on")
 
 
 async def _acks(trial: _Trial, _kill: Callable[[], None]) -> Check:

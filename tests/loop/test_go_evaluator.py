@@ -92,4 +92,6 @@ def test_it_keeps_to_the_protocol(program: Path) -> None:
     )  # fmt: skip
     assert tried.returncode == 0, tried.stdout + tried.stderr
     states = {line.split()[0] for line in tried.stdout.splitlines()}
-    assert states == {"ok"} and {"killed", "twice", "acks"} <= {line.split()[1] for line in tried.stdout.splitlines()}
+    assert states == {"ok"} and {"killed", "twice", "given", "acks"} <= {
+        line.split()[1] for line in tried.stdout.splitlines()
+    }

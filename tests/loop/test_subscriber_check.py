@@ -63,13 +63,14 @@ async def test_an_evaluator_in_python_keeps_to_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'shared'}:{ROOT}")
     checks = await tried("same-length", [sys.executable, str(ROOT / "examples" / "same_length_evaluator.py")], 30)
     assert {name for name, check in checks.items() if check.state == "failed"} == set(), checks
-    assert {"id", "others", "skipped", "again", "twice", "killed", "acks"} <= set(checks)
+    assert {"id", "others", "skipped", "again", "twice", "killed", "given up", "acks"} <= set(checks)
 
 
 async def test_one_that_breaks_the_rules_is_told_which(tmp_path: Path) -> None:
     checks = await careless(tmp_path, False, 6)
     failed = {name for name, check in checks.items() if check.state == "failed"}
     assert {"id", "others", "acks"} <= failed and "marks" not in failed, checks
+    assert checks["given up"].state == "note", checks
 
 
 async def test_one_that_says_nothing_fails_at_once(tmp_path: Path) -> None:
