@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamaduo.artifacts import ObjectStoreArtifacts, put_bytes
 from llamaduo.bus.work import Record
-from llamaduo.evaluating import LABELS_BYTES, label_counts
+from llamaduo.datasets import dump_rows
+from llamaduo.evaluating import LABELS_BYTES, label_counts, marking
 from llamaduo.evaluators import Score
-from llamaduo.events import AnyEvent, Candidate, EvalScored, LabelCount, encode_event
+from llamaduo.events import (
+    AnyEvent,
+    Candidate,
+    EvalScored,
+    LabelCount,
+    MigrationRequested,
+    ResponsesGenerated,
+    encode_event,
+)
 from llamaduo.migrations.confusion import MOST_COLUMNS, MOST_ROWS, confusion
-from llamaduo.migrations.fold import fold
+from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import build_report
 from llamaduo.migrations.report_html import report_html
 from services.judge import label_accuracy
@@ -131,3 +142,40 @@ def test_the_report_has_the_last_round_with_labels_and_counts_no_repeats() -> No
 def test_a_report_without_labels_has_no_such_section() -> None:
     report = build_report(fold(complete_log()), at(500))
     assert report.confusion == [] and "Labels confused" not in report_html(report)
+
+
+class OneShard:
+    """The work in hand of a judge, with one stored shard."""
+
+    job = "job"
+
+    def __init__(self, view: MigrationView, store: ObjectStoreArtifacts) -> None:
+        self.bus, self._view, self._store = self, view, store
+
+    async def view(self, migration: str) -> MigrationView:
+        return self._view
+
+    async def artifacts(self) -> ObjectStoreArtifacts:
+        return self._store
+
+
+async def test_what_a_judge_publishes_counts_its_labels(tmp_path: Path) -> None:
+    store = ObjectStoreArtifacts(tmp_path.as_uri())
+    ref = await put_bytes(
+        store, dump_rows([row("a", "it", "IT", "hr"), row("b", "hr", "it")]), "application/x-ndjson"
+    )
+    spec = task(evaluators=["label-accuracy"], gate={"absolute": {"label-accuracy.accuracy": 0.5}}).spec
+    requested = MigrationRequested(migration=MIGRATION, spec=spec.model_dump(mode="json"), coverage=ref)
+    place: dict[str, Any] = {
+        "migration": MIGRATION,
+        "candidate": candidate("base"),
+        "split": "test",
+        "shard": 0,
+        "of": 1,
+    }
+    answered = ResponsesGenerated(responses=ref, evaluators=["label-accuracy"], **place)
+    work: Any = OneShard(fold([requested]), store)
+    [event] = await marking(make("label-accuracy", None))(answered, work)
+    assert isinstance(event, EvalScored)
+    assert event.labels == counted(("hr", "it", 1), ("it", "hr", 1), ("it", "it", 1))
+    assert len(encode_event(event)) < 2_000
