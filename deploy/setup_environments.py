@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".llamaduo"
 LOG = STATE / "setup.log"
 STAMP_NAME = "llamaduo-setup.json"
-DEFAULT_EXTRAS = "synthesizer,judge,verdict,inference,trainer,emulator,data,cpu,dev"
+DEFAULT_EXTRAS = "synthesizer,judge,embedding,verdict,inference,trainer,emulator,data,cpu,dev"
 MODEL_FOLDER = STATE / "models" / "SmolLM2-135M-Instruct"
 
 TORCH = "2.13.0"

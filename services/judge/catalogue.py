@@ -9,11 +9,21 @@ from llamaduo.errors import UserInputError
 from llamaduo.evaluators import Evaluator
 from llamaduo.names import did_you_mean
 from llamaduo.service_llm import ServiceLLMClient
-from services.judge import exact_match, json_schema, label_accuracy, llm_judge, overlap, pairwise, tool_call
+from services.judge import (
+    embedding,
+    exact_match,
+    json_schema,
+    label_accuracy,
+    llm_judge,
+    overlap,
+    pairwise,
+    tool_call,
+)
 
 _FACTORIES: dict[str, Callable[[ServiceLLMClient | None], Evaluator]] = {
     exact_match.NAME: lambda _: exact_match.exact_match(),
     label_accuracy.NAME: lambda _: label_accuracy.label_accuracy(),
+    embedding.NAME: lambda _: embedding.embedding(),
     json_schema.NAME: lambda _: json_schema.json_schema(),
     tool_call.NAME: lambda _: tool_call.tool_call(),
     ROUGE_L: lambda _: overlap.rouge_l_evaluator(),

@@ -13,9 +13,17 @@ Options = Mapping[str, Any]
 """What the spec sets for this evaluator."""
 MarkOne = Callable[[ShardRow, str, Options], tuple[Mapping[str, float | None], str]]
 """(row, answer, options) to the value of each metric (None abstains) and one reason for all."""
+LabelsOfOne = Callable[[ShardRow, str, Options], tuple[str, str] | None]
+"""(row, answer, options) to the labels of the reference and of the answer."""
 
 
-def each_answer(metrics: Sequence[str], mark_one: MarkOne, *, check: Callable[[Options], None]) -> ScoreTask:
+def each_answer(
+    metrics: Sequence[str],
+    mark_one: MarkOne,
+    *,
+    check: Callable[[Options], None],
+    labels: LabelsOfOne = lambda *_: None,
+) -> ScoreTask:
     """Marks every answer of every row with `mark_one`; a missing answer abstains on all metrics.
 
     `check` raises where the spec's options cannot be used, before any row is marked. The marking is done in a
@@ -28,10 +36,11 @@ def each_answer(metrics: Sequence[str], mark_one: MarkOne, *, check: Callable[[O
             for sample, answer in enumerate(row.answers):
                 if answer is None:
                     values: Mapping[str, float | None] = dict.fromkeys(metrics)
-                    reason = "there is no answer to mark"
+                    reason, pair = "there is no answer to mark", None
                 else:
                     values, reason = mark_one(row, answer, options)
-                scores += [Score(row.row, metric, values[metric], sample, reason) for metric in metrics]
+                    pair = labels(row, answer, options)
+                scores += [Score(row.row, metric, values[metric], sample, reason, pair) for metric in metrics]
         return scores
 
     async def score(rows: Sequence[ShardRow], task: Task) -> list[Score]:

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping
 
 from llamaduo.built_in_evaluators import LABEL_ACCURACY, METRICS
 from llamaduo.datasets import ShardRow
 from llamaduo.evaluators import Evaluator
 from llamaduo.json_values import MISSING, json_value
+from llamaduo.label_spelling import bare, is_short_label, normalised
 from services.judge.each_answer import Options, each_answer
 from services.judge.options import check_options, text_option
 
 NAME = LABEL_ACCURACY
 METRIC = "accuracy"
-
-LONGEST_LABEL = 60
-"""Characters up to which an answer may be told in a reason; what is longer is no label but text."""
-
-_SEPARATORS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
-_LABEL = re.compile(r"[^\W_][\w ./&+#-]*")
-_AROUND = "\"'`“”‘’«»„* \t\r\n"
-
-
-def bare(label: str) -> str:
-    """A label without width, quotes and a full stop around it, else as it is spelled."""
-    return unicodedata.normalize("NFKC", label).strip(_AROUND).removesuffix(".").strip(_AROUND)
-
-
-def normalised(label: str) -> str:
-    """A label without what is mere spelling: case, width, spaces, quotes, a last full stop, `_` or `-` for space."""
-    return _SEPARATORS.sub(" ", bare(label)).casefold()
 
 
 def compare(reference: str, candidate: str) -> tuple[bool, str]:
@@ -40,9 +22,9 @@ def compare(reference: str, candidate: str) -> tuple[bool, str]:
     same = normalised(expected) == normalised(given) if expected else reference.strip() == candidate.strip()
     if same:
         return True, "label: the same"
-    if _is_short_label(expected) and _is_short_label(given):
+    if is_short_label(expected) and is_short_label(given):
         return False, f"label: said <{given}> instead of <{expected}>"
-    return False, "label: the answer is no label" if not _is_short_label(given) else "label: another one"
+    return False, "label: the answer is no label" if not is_short_label(given) else "label: another one"
 
 
 def label_accuracy() -> Evaluator:
@@ -54,8 +36,26 @@ def label_accuracy() -> Evaluator:
         name=NAME,
         version="1",
         metrics=METRICS[NAME],
-        score=each_answer((METRIC,), _marks, check=lambda options: check_options(NAME, options, ("field",))),
+        score=each_answer(
+            (METRIC,), _marks, check=lambda options: check_options(NAME, options, ("field",)), labels=labels_of
+        ),
     )
+
+
+def labels_of(row: ShardRow, answer: str, options: Options) -> tuple[str, str] | None:
+    """The labels of reference and answer as spelled, for the report's table; None where the reference has none.
+
+    The answer's is empty where it has no label: a long text, or no such field. Where it is the right one it is
+    spelled as the reference is.
+    """
+    field = text_option(NAME, options, "field")
+    texts = (row.reference, answer)
+    expected, given = (bare(text if field is None else _field(text, field) or "") for text in texts)
+    if not is_short_label(expected):
+        return None
+    if normalised(expected) == normalised(given):
+        return expected, expected
+    return expected, given if is_short_label(given) else ""
 
 
 def _marks(row: ShardRow, answer: str, options: Options) -> tuple[Mapping[str, float | None], str]:
@@ -79,7 +79,3 @@ def _field(text: str, field: str) -> str | None:
         return None
     found = value[field]
     return found if isinstance(found, str) else str(found)
-
-
-def _is_short_label(text: str) -> bool:
-    return len(text) <= LONGEST_LABEL and _LABEL.fullmatch(text) is not None

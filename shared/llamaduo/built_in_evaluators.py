@@ -9,7 +9,7 @@ from __future__ import annotations
 from llamaduo.events import MetricRange
 
 EXACT_MATCH, LLM_JUDGE, PAIRWISE = "exact-match", "llm-judge", "pairwise"
-CHRF, JSON_SCHEMA, LABEL_ACCURACY = "chrf", "json-schema", "label-accuracy"
+CHRF, EMBEDDING, JSON_SCHEMA, LABEL_ACCURACY = "chrf", "embedding", "json-schema", "label-accuracy"
 ROUGE_L, TOOL_CALL = "rouge-l", "tool-call"
 
 _SHARE = MetricRange(low=0, high=1)
@@ -19,6 +19,7 @@ METRICS: dict[str, dict[str, MetricRange]] = {
     EXACT_MATCH: {"exact": _SHARE},
     LLM_JUDGE: {"similarity": _POINTS, "precision": _POINTS},
     CHRF: {"f2": _SHARE},
+    EMBEDDING: {"cosine": _POINTS},
     JSON_SCHEMA: {"valid": _SHARE},
     LABEL_ACCURACY: {"accuracy": _SHARE},
     PAIRWISE: {"wins": _SHARE},

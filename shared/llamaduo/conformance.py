@@ -73,12 +73,17 @@ class _Trial:
     longest_block: float = 0.0
     values: dict[Cell, float | None] = field(default_factory=dict)
 
+    @property
+    def task(self) -> Task:
+        """The work in hand."""
+        return task_of(self.evaluator.name, next(iter(self.evaluator.metrics)))
+
     async def marks(self, rows: Sequence[ShardRow]) -> list[Score]:
         """Its scores for these rows. Broken where it raises, leaves out, doubles, or leaves its range."""
         pulse = asyncio.create_task(self._feel_pulse())
         began = time.perf_counter()
         try:
-            result = await self.evaluator.score(rows, task_of(self.evaluator))
+            result = await self.evaluator.score(rows, self.task)
         except Exception as error:
             raise Broken(f"{type(error).__name__}: {error}"[:300]) from error
         finally:
@@ -120,12 +125,11 @@ class _Trial:
                 self.longest_block, last = max(self.longest_block, now - last), now
 
 
-def task_of(evaluator: Evaluator) -> Task:
+def task_of(evaluator: str, metric: str) -> Task:
     """The work in hand of a made-up migration that asks this evaluator."""
-    metric = next(iter(evaluator.metrics))
     spec = {
         "name": "conformance", "coverage": "rows.jsonl", "base_model": "none", "service_llm": "none:none",
-        "evaluators": [evaluator.name], "gate": {"absolute": {f"{evaluator.name}.{metric}": 0}},
+        "evaluators": [evaluator], "gate": {"absolute": {f"{evaluator}.{metric}": 0}},
     }  # fmt: skip
     return Task(
         migration="m-conformance", spec=MigrationSpec.model_validate(spec), candidate="round-0", split="test",
@@ -195,7 +199,7 @@ async def _same_again(trial: _Trial, name: str, what: str, shards: Sequence[Sequ
 
 async def _cut_off(trial: _Trial, rows: Sequence[ShardRow]) -> Check:
     """Withdrawn work (a cancel, a lost lease) must leave nothing behind that changes the next marks."""
-    work = asyncio.ensure_future(trial.evaluator.score(rows, task_of(trial.evaluator)))
+    work = asyncio.ensure_future(trial.evaluator.score(rows, trial.task))
     await asyncio.sleep(0)
     work.cancel()
     _, pending = await asyncio.wait({work}, timeout=HEARTBEAT_S)

@@ -7,6 +7,7 @@ from llamaduo.evaluating import run_evaluator
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +19,16 @@ from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import PermanentError, WorkStopped
 from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
-from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
+from llamaduo.events import EvalScored, Event, LabelCount, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
+from llamaduo.label_spelling import LONGEST_LABEL
 from llamaduo.settings import ServiceSettings
 
 LONGEST_VALUE = 80
 LONGEST_REASON = 400
 MARKS_BYTES = 650_000
 """For the marks and slices of a shard: a message of the bus has 1 MiB, and calls and work spans are in it, too."""
+LABELS_BYTES = 80_000
+"""For the labels of a shard beside its marks: some hundreds of different pairs."""
 
 
 def marks_of(evaluator: Evaluator, rows: Sequence[ShardRow], scores: Sequence[Score]) -> list[RowMark]:
@@ -100,6 +104,21 @@ def room_for_marks(evaluator: Evaluator, rows: Sequence[ShardRow], slices: Mappi
     return room
 
 
+def label_counts(scores: Sequence[Score]) -> list[LabelCount]:
+    """Which labels were given for which, most frequent first; the rarest are left out where there is no room."""
+    # An answer counts once, whatever the number of metrics.
+    pairs = {(score.row, score.sample): score.labels for score in scores if score.labels is not None}
+    counts = Counter((expected[:LONGEST_LABEL], given[:LONGEST_LABEL]) for expected, given in pairs.values())
+    kept, room = [], LABELS_BYTES
+    for (expected, given), answers in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        one = LabelCount(expected=expected, given=given, answers=answers)
+        room -= _in_a_record(one.model_dump_json()) + 1
+        if room < 0:
+            break
+        kept.append(one)
+    return kept
+
+
 def _weight(mark: RowMark) -> int:
     return _in_a_record(mark.model_dump_json()) + 1
 
@@ -162,6 +181,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
                 update={
                     "marks": fitting(marks_of(evaluator, rows, result.scores), room),
                     "slices": slices,
+                    "labels": label_counts(result.scores),
                     "calls": result.calls,
                     "work": [*result.work, span],
                 }

@@ -26,6 +26,8 @@ class Score:
     value: float | None
     sample: int = 0
     reason: str = ""
+    labels: tuple[str, str] | None = None
+    """Where labels were compared, those of the reference and of the answer (empty: it has none), for the report."""
 
 
 @dataclass(frozen=True)

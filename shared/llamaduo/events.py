@@ -111,6 +111,14 @@ class RowMark(Part):
     reason: str = Field("", max_length=400)
 
 
+class LabelCount(Part):
+    """How many answers of a shard gave this label where the reference has that one."""
+
+    expected: str = Field(description="the label of the reference")
+    given: str = Field(description="the label of the answer; empty where it has none")
+    answers: int = Field(1, ge=1)
+
+
 class Interval(Part):
     """A mean on the metric's own scale with its confidence interval over `n` prompts."""
 
@@ -320,6 +328,9 @@ class EvalScored(OfShard):
     marks: list[RowMark] = Field(default_factory=list)
     slices: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="column of `meta` that the gate has a floor for -> row -> its value"
+    )
+    labels: list[LabelCount] = Field(
+        default_factory=list, description="where labels were compared, most frequent first; for the report alone"
     )
     skipped: bool = False
     calls: CallCounts = CallCounts()

@@ -38,10 +38,10 @@ def test_every_event_has_a_valid_schema(name: str) -> None:
 
 
 def test_what_is_published_is_valid_against_its_schema() -> None:
-    log = simulate(learner(0.4, 0.9))
+    log, schemas = simulate(learner(0.4, 0.9)), event_schemas()
     seen = set()
     for event in log:
-        jsonschema.validate(json.loads(encode_event(event)), event_schemas()[event.type])
+        jsonschema.validate(json.loads(encode_event(event)), schemas[event.type])
         seen.add(event.type)
     assert len(seen) >= 9
 

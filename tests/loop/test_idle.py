@@ -10,13 +10,15 @@ import aiohttp
 import psutil
 import pytest
 
+from llamaduo.bus import topology
 from tests.support import connected, environment, nats_server, until
 
 
-@pytest.mark.parametrize("evaluator", ["exact-match", "llm-judge"])
+@pytest.mark.parametrize("evaluator", ["exact-match", "llm-judge", "embedding"])
 async def test_an_idle_judge_stays_under_120_mb(tmp_path: Path, evaluator: str) -> None:
     with nats_server(tmp_path / "nats") as server:
-        async with connected(server, tmp_path):
+        async with connected(server, tmp_path) as bus:
+            await topology.add_evaluator(bus.js, evaluator, profile="faults")
             port = tmp_path / "port"
             env = environment(LLAMADUO_NATS_URL=server.url, LLAMADUO_PROFILE="faults", LLAMADUO_PORT_FILE=str(port))
             command = [sys.executable, "-m", "services.judge", "--evaluator", evaluator]

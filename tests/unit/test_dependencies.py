@@ -54,6 +54,11 @@ def test_an_extra_holds_what_its_service_uses(service: str) -> None:
         assert uses(requirement, imported), f"{requirement}: nothing imports it"
 
 
+def test_the_extra_of_one_evaluator_holds_what_it_uses() -> None:
+    imported = imported_in(ROOT / "services" / "judge")
+    assert [one for one in PROJECT["optional-dependencies"]["embedding"] if not uses(one, imported)] == []
+
+
 def test_the_extra_of_the_command_line_holds_what_it_uses() -> None:
     imported = imported_in(ROOT / "shared")
     unused = [one for one in PROJECT["optional-dependencies"]["data"] if not uses(one, imported)]

@@ -40,6 +40,21 @@ Timeout = Annotated[float, typer.Option(min=0.1, help="With --exec: seconds for 
 
 
 @app.command()
+def new(
+    name: Name,
+    folder: Annotated[Path | None, typer.Option(help="Where to write it; default: ./NAME.")] = None,
+) -> None:
+    """Write a project to begin an evaluator of your own with: one module, its test, a README. Needs no bus."""
+    from llamaduo.cli.new_evaluator import module_of, write_project
+
+    check_name(name, "NAME")
+    target = folder or Path(name)
+    for path in write_project(name, target):
+        typer.echo(f"written: {path}")
+    typer.echo(f"try it: llamaduo evaluator check {target / module_of(name)}.py:score")
+
+
+@app.command()
 def add(
     name: Name,
     backfill: Annotated[bool, typer.Option("--backfill", help="From the log's start, not from now.")] = False,
@@ -143,13 +158,24 @@ def check(
         str | None,
         typer.Option(help="A coverage dataset to try it on; its own answers and an empty one are marked."),
     ] = None,
+    subscriber: Annotated[
+        str | None,
+        typer.Option(help="A program that is a client of the bus itself; it is tried on a bus of its own."),
+    ] = None,
 ) -> None:
-    """Try an evaluator without a bus: range, redelivery, poison rows, pace. Exit code 1 if it breaks a rule."""
+    """Try an evaluator: range, redelivery, poison rows, pace. Exit code 1 if it breaks a rule. Needs no bus."""
     from llamaduo.cli.connect import run
     from llamaduo.conformance import SAMPLE, examine
     from llamaduo.coverage_files import read_coverage
     from llamaduo.datasets import ShardRow
+    from llamaduo.errors import UserInputError
 
+    if subscriber is not None:
+        if target or command or metric or rows:
+            raise UserInputError("a program on the bus is tried with --name and --subscriber alone")
+        if not run(_kept_on_bus(subscriber, name)):
+            raise typer.Exit(1)
+        return
     evaluator, checker = chosen(target, command, name, metric, version, timeout)
     tried = SAMPLE
     if rows is not None:
@@ -181,6 +207,41 @@ def check(
         raise typer.Exit(1)
 
 
+async def _kept_on_bus(command: str, name: str | None) -> bool:
+    from llamaduo.cli.subscriber_check import check_subscriber
+    from llamaduo.conformance_on_bus import PATIENCE_S
+
+    if name is None:
+        raise no_name()
+    check_name(name, "--name")
+    kept = True
+    async for one in check_subscriber(name, words_of(command, "--subscriber"), PATIENCE_S):
+        typer.echo(f"{one.state:<7} {one.name:<17} {one.detail}")
+        kept = kept and one.state != "failed"
+    return kept
+
+
+def no_name() -> Exception:
+    """UserInputError for a program without one."""
+    from llamaduo.errors import UserInputError
+
+    return UserInputError("a program needs a name", field="--name")
+
+
+def words_of(command: str, field: str) -> list[str]:
+    """A program by its absolute path, and its arguments. UserInputError where there is no such program."""
+    from llamaduo.errors import UserInputError
+
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserInputError(f"{command!r}: {str(error).lower()}", field=field) from error
+    program = shutil.which(words[0]) if words else None
+    if program is None:
+        raise UserInputError(f"{command!r}: no such program, or it may not be executed", field=field)
+    return [str(Path(program).absolute()), *words[1:]]
+
+
 def chosen(
     target: str | None, command: str | None, name: str | None, metrics: list[str] | None, version: str, timeout: float
 ) -> tuple[Evaluator, Checker | None]:
@@ -195,19 +256,11 @@ def chosen(
             raise UserInputError("--name and --metric go with --exec; an object declares its own")
         return load(str(target)), None
     if name is None:
-        raise UserInputError("a program needs a name", field="--name")
+        raise no_name()
     check_name(name, "--name")
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UserInputError(f"{command!r}: {str(error).lower()}", field="--exec") from error
-    program = shutil.which(words[0]) if words else None
-    if program is None:
-        raise UserInputError(f"{command!r}: no such program, or it may not be executed", field="--exec")
+    argv = words_of(command, "--exec")
     # By way of `child.py` it ends when we die, however we die.
-    checker = Checker(
-        [sys.executable, str(CHILD), str(os.getpid()), str(Path(program).absolute()), *words[1:]], timeout
-    )
+    checker = Checker([sys.executable, str(CHILD), str(os.getpid()), *argv], timeout)
     declared = Declared(name, version, dict(map(metric_of, metrics or ["score:0:1"])))
     return checker_evaluator(declared, checker), checker
 

@@ -194,10 +194,10 @@ def judge(
       llamaduo judge migration.yaml answers.jsonl --out marks.jsonl --failures failures.jsonl
       llamaduo judge migration.yaml answers.jsonl --out marks.jsonl --evaluator exact-match
 
-    Needs no bus. exact-match, label-accuracy, json-schema, tool-call, rouge-l and chrf are free; llm-judge and
-    pairwise ask the service LLM once an answer. Each of its answers is kept before it is used: run again after Ctrl-C
-    or a kill, it goes on. Each metric is told as its mean and interval. The gate is decided as round 0 of a migration
-    would be; where it asks for an evaluator that did not mark, it is left open.
+    Needs no bus. exact-match, label-accuracy, json-schema, tool-call, rouge-l, chrf and embedding are free; llm-judge
+    and pairwise ask the service LLM once an answer. Each of its answers is kept before it is used: run again after
+    Ctrl-C or a kill, it goes on. Each metric is told as its mean and interval. The gate is decided as round 0 of a
+    migration would be; where it asks for an evaluator that did not mark, it is left open.
     """
     from llamaduo.cli.connect import run
     from llamaduo.cli.data_commands import replace_whole

@@ -27,6 +27,7 @@ from llamaduo.events import (
     ResponsesGenerated,
     WorkFailed,
 )
+from llamaduo.migrations.confusion import ConfusionPart, confusions_of
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
 from llamaduo.migrations.report_serving import ServingPart, serving_of
@@ -169,6 +170,9 @@ class Report(Part):
     holdout: Marks = Field(default_factory=dict, description="the passed round on rows never looked at before")
     trust: TrustPart = Field(TrustPart(), description="how far the marks can be trusted")
     serving: ServingPart | None = Field(None, description="how fast it is served, where the gate asks; one box")
+    confusion: list[ConfusionPart] = Field(
+        default_factory=list, description="labels given for labels, by each evaluator that compares labels"
+    )
     served: ServedPart | None = None
     evaluators: list[EvaluatorPart] = Field(default_factory=list)
     seconds: Seconds = Seconds()
@@ -384,6 +388,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         holdout=holdout,
         trust=trust_of(view),
         serving=serving_of(view),
+        confusion=confusions_of(view),
         served=_served(view),
         evaluators=_evaluators(view),
         seconds=overall,

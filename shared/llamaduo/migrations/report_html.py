@@ -14,6 +14,7 @@ from llamaduo.events import Interval, Marks
 from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.report import Report, RoundPart
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
+from llamaduo.migrations.report_confusion_html import confusion_section
 from llamaduo.migrations.report_serving import serving_section
 from llamaduo.migrations.report_tables import table as _table
 from llamaduo.migrations.report_tables import text as _text
@@ -49,6 +50,7 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
             _marks(report),
             trust_section(report),
             serving_section(report.serving),
+            confusion_section(report),
             _data(report),
             _training(report),
             _seconds(report),
