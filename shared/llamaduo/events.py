@@ -83,11 +83,17 @@ class Candidate(Part):
     kind: Literal["base", "service", "adapter", "nearest"]
     round: int | None = None
     adapter: Adapter | None = None
+    base: int = Field(0, ge=0, description="which of the spec's base models it is or was trained from; 0: the first")
 
     @property
     def key(self) -> str:
-        """`base`, `service`, `nearest` or `round-<n>`; part of ids."""
-        return f"round-{self.round}" if self.kind == "adapter" else self.kind
+        """`base`, `service`, `nearest` or `round-<n>`; of another base model than the first `base-<k>` or
+        `round-<n>-base-<k>`. Part of ids.
+        """
+        of = f"base-{self.base}" if self.base else "base"
+        if self.kind == "adapter":
+            return f"round-{self.round}-{of}" if self.base else f"round-{self.round}"
+        return of if self.kind == "base" else self.kind
 
 
 class MetricRange(Part):
@@ -186,11 +192,25 @@ class DatasetReady(OfRound):
     work: list[WorkSpan] = Field(default_factory=list)
 
 
+class TrainingRequested(OfRound):
+    """Train another base model than the first on a round's data, where the spec has several.
+
+    The first needs no such wish: `dataset.ready` sets off its training.
+    """
+
+    type: Literal["training.requested"] = "training.requested"
+    base: int = Field(ge=1, description="which of the spec's base models, from 0")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.base)
+
+
 class AdapterTrained(OfRound):
     """A round's adapter and how it was made."""
 
     type: Literal["adapter.trained"] = "adapter.trained"
     adapter: Adapter
+    base: int = Field(0, ge=0, description="which of the spec's base models it was trained from; 0: the first")
     dataset: Sha256
     recipe: dict[str, Any]
     steps: int
@@ -204,6 +224,9 @@ class AdapterTrained(OfRound):
     seed: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
     work: list[WorkSpan] = Field(default_factory=list)
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.base) if self.base else (self.round,)
 
 
 class OfShard(Event):
@@ -298,6 +321,18 @@ class EvalScored(OfShard):
         return (*super().job_key(), self.evaluator, self.version, self.repeat)
 
 
+class BaseVerdict(Part):
+    """What became of one of several base models in a round."""
+
+    base: int = Field(ge=0, description="which of the spec's base models, from 0")
+    verdict: Literal["passed", "failed", "undecided", "lost"] = Field(
+        description="lost: its training or its answers went to the dead letters"
+    )
+    marks: Marks = Field(default_factory=dict)
+    rows: int = Field(0, description="test prompts marked when that was known")
+    note: str = ""
+
+
 class RoundDecided(OfRound):
     """A round's verdict on the test split."""
 
@@ -308,6 +343,10 @@ class RoundDecided(OfRound):
     rows: int = Field(description="test prompts marked when it was decided")
     sure_after: int = Field(0, description="test prompts after which it was certain; 0: it never was, or not told")
     note: str = ""
+    base: int = Field(0, ge=0, description="which base model this is about: the one that passed, else the best one")
+    bases: list[BaseVerdict] = Field(
+        default_factory=list, description="where the spec has several: each that was looked at"
+    )
 
 
 class EvalFailed(RoundDecided):
@@ -334,6 +373,7 @@ class AdapterPromoted(OfRound):
     by: str
     why: str
     command: str = ""
+    base: int = Field(0, ge=0, description="which of the spec's base models it belongs to; 0: the first")
 
     def job_key(self) -> tuple[str | int, ...]:
         return (self.round, self.alias, self.command)
@@ -471,6 +511,7 @@ class MigrationCancelled(MigrationEnded):
 AnyEvent = (
     MigrationRequested
     | DatasetReady
+    | TrainingRequested
     | AdapterTrained
     | ResponsesRequested
     | ReferencesRequested

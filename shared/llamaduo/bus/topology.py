@@ -49,6 +49,7 @@ from llamaduo.events import (
     ResponsesRequested,
     ResumeRequested,
     RollbackRequested,
+    TrainingRequested,
     WorkFailed,
     subject_of,
 )
@@ -140,9 +141,9 @@ SERVICES: dict[str, ServiceContract] = {
     ),
     "trainer": ServiceContract(
         "Fine-tunes a LoRA adapter on a round's data.",
-        durables=(Durable("trainer", (DatasetReady,), attempts=3),),
+        durables=(Durable("trainer", (DatasetReady, TrainingRequested), attempts=3),),
         publishes=(AdapterTrained, *FAILURES),
-        reads=(*BROADCAST, DatasetReady),
+        reads=(*BROADCAST, DatasetReady, TrainingRequested),
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, serves what was promoted.",
@@ -166,6 +167,7 @@ SERVICES: dict[str, ServiceContract] = {
         "Asks for answers in waves, decides rounds, and alone ends a migration.",
         durables=(Durable("verdict", ALL, attempts=10, leased=False),),
         publishes=(
+            TrainingRequested,
             ResponsesRequested,
             ReferencesRequested,
             MarksRequested,
