@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamaduo.cli.submission import migration_id
+from llamaduo.cli.watching import summary
 from llamaduo.datasets import dataset_digest
 from llamaduo.events import (
     AnyEvent,
@@ -25,11 +26,13 @@ from llamaduo.events import (
 )
 from llamaduo.identity import content_digest, identity
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.report import build_report
+from llamaduo.migrations.report_html import report_html
 from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.bases import standings, turn_of
 from services.verdict.deciding import due
-from tests.simulated import SPEC, START, Skill, dataset, requested, simulate, trained
+from tests.simulated import SPEC, START, Skill, dataset, learner, requested, simulate, trained
 
 TWO: dict[str, Any] = {"base_model": "", "base_models": ["owner/a", "owner/b"]}
 THREE: dict[str, Any] = {"base_model": "", "base_models": ["owner/a", "owner/b", "owner/c"]}
@@ -95,6 +98,24 @@ def test_a_larger_one_that_is_ready_first_waits_for_the_smaller_one() -> None:
     view.add(trained(0))
     asked = [e.candidate.key for e in due(view, START) if isinstance(e, ResponsesRequested)]
     assert "round-0" in asked and "round-0-base-1" not in asked
+
+
+def test_the_report_names_the_base_model_that_won() -> None:
+    log = simulate(skilled(0.3, 0.95), **TWO)
+    report = build_report(fold(log), log[-1].at)
+    assert report.base_model.model == "owner/b" and report.base_model.marks["exact-match"]["exact"].n == 200
+    (part,) = report.rounds
+    assert part.base_model == "owner/b" and part.marks["exact-match"]["exact"].mean > 0.9
+    assert [(one.model, one.verdict) for one in part.bases] == [("owner/a", "failed"), ("owner/b", "passed")]
+    assert report.holdout["exact-match"]["exact"].n == 50 and report.trust.holdout
+    assert part.adapter_digest == part.bases[1].adapter_digest != part.bases[0].adapter_digest
+    assert "owner/b passed" in part.note and "of owner/b; owner/a failed, owner/b passed" in summary(report)
+    page = report_html(report)
+    assert "<h2>Base models</h2>" in page and "owner/a" in page
+    ordinary = simulate(learner(0.95))
+    one = build_report(fold(ordinary), ordinary[-1].at)
+    assert one.rounds[0].bases == [] and one.rounds[0].base_model is None and one.base_model.model == "base"
+    assert "<h2>Base models</h2>" not in report_html(one)
 
 
 def gave_up(job: Event, consumer: str = "trainer") -> WorkFailed:
