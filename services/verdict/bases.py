@@ -141,10 +141,10 @@ def trained_or_answered(failure: WorkFailed, event: Event) -> tuple[int, int] | 
     match event:
         case DatasetReady() if failure.consumer == "trainer":
             return event.round, 0
-        case TrainingRequested():
+        case TrainingRequested() if failure.consumer == "trainer":
             return event.round, event.base
         case ResponsesRequested(candidate=Candidate(kind="adapter", round=int(number), base=base), split="test"):
-            return number, base
+            return (number, base) if failure.consumer == "inference" else None
     return None
 
 

@@ -15,6 +15,7 @@ from llamaduo.datasets import dataset_digest
 from llamaduo.events import (
     AnyEvent,
     Candidate,
+    DatasetReady,
     EvalFailed,
     EvalPassed,
     Event,
@@ -142,9 +143,18 @@ def test_without_any_left_it_ends_with_what_was_given_up() -> None:
     assert isinstance(stop, MigrationStopped) and stop.rule == "error" and "out of memory" in stop.reason
 
 
-def test_what_another_service_gives_up_ends_it_all_the_same() -> None:
-    view = fold([requested(**TWO), dataset(0), LARGER, gave_up(dataset(0), "verdict")])
+@pytest.mark.parametrize("job", [dataset(0), LARGER])
+def test_what_another_service_gives_up_ends_it_all_the_same(job: DatasetReady | TrainingRequested) -> None:
+    view = fold([requested(**TWO), dataset(0), LARGER, gave_up(job, "verdict")])
     assert isinstance(due(view, START)[-1], MigrationStopped)
+
+
+def test_a_base_model_that_cannot_be_served_leaves_the_round_to_the_others() -> None:
+    log: list[AnyEvent] = [requested(**TWO), dataset(0), LARGER, trained(0), trained(0, base=1)]
+    asked = next(e for e in due(fold(log), START) if isinstance(e, ResponsesRequested) and e.candidate.round == 0)
+    later = due(fold([*log, asked, gave_up(asked, "inference")]), START)
+    assert not any(isinstance(e, MigrationStopped) for e in later)
+    assert "round-0-base-1" in [e.candidate.key for e in later if isinstance(e, ResponsesRequested)]
 
 
 def test_the_only_base_model_is_never_spared() -> None:
