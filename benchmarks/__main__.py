@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limits
+from benchmarks.banking77 import run as banking77
+from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
 from benchmarks.settling import settling
 from benchmarks.verdict import verdict
+from benchmarks.verdict_loop import verdict_loop
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class Benchmark:
 
 
 BENCHMARKS = {
+    "banking77": Benchmark(banking77.banking77, banking77.options),
+    "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),
+    "verdict_loop": Benchmark(lambda chosen: verdict_loop(chosen.quick)),
 }
 
 

@@ -25,6 +25,8 @@ from llamaduo.events import (
     ResponsesGenerated,
     ResponsesRequested,
     RowMark,
+    ServingMeasured,
+    ServingRequested,
     TrainingRequested,
     WorkSpan,
 )
@@ -90,6 +92,15 @@ def generated(asked: ResponsesRequested | ReferencesRequested) -> ResponsesGener
     return ResponsesGenerated(**of_shard, responses=ref(f"responses-{asked.id}"), rows=asked.size)
 
 
+def measured(asked: ServingRequested, seconds: Sequence[float]) -> ServingMeasured:
+    """A burst whose requests took so long, as if one had followed the other in each place."""
+    return ServingMeasured(
+        migration=asked.migration, round=asked.round, candidate=asked.candidate, name="m-1-r0", replica="one",
+        concurrency=asked.concurrency, asked=asked.requests, seconds=list(seconds),
+        wall_s=sum(seconds) / asked.concurrency, output_tokens=10 * len(seconds),
+    )  # fmt: skip
+
+
 def row_names(event: OfShard, size: int, rows: int) -> list[str]:
     """Ids of the rows in a shard."""
     return [f"{event.split}-{i}" for i in range(event.shard * size, min(rows, (event.shard + 1) * size))]
@@ -118,8 +129,19 @@ def scored(
     )
 
 
-def simulate(skill: Skill, *, test: int = 200, holdout: int = 50, most: int = 5_000, **spec: Any) -> list[AnyEvent]:
-    """The log of a migration that is played to its end (or `most` events)."""
+def simulate(
+    skill: Skill,
+    *,
+    test: int = 200,
+    holdout: int = 50,
+    most: int = 5_000,
+    seconds: Sequence[float] = (),
+    **spec: Any,
+) -> list[AnyEvent]:
+    """The log of a migration that is played to its end (or `most` events).
+
+    `seconds` are what each request takes where serving is measured, one after the other.
+    """
     view = MigrationView("m-1")
     log: list[AnyEvent] = []
     now = START
@@ -145,6 +167,8 @@ def simulate(skill: Skill, *, test: int = 200, holdout: int = 50, most: int = 5_
             say(event)
             for answer in _answers(view, event, skill, test, holdout):
                 say(answer)
+            if isinstance(event, ServingRequested):
+                say(measured(event, seconds))
     return log
 
 

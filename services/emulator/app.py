@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import time
 from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from services.emulator import wire
-from services.emulator.answers import answer, tokens
+from services.emulator.answers import Answer, answer, tokens
+from services.emulator.batches import BatchAsked, Batches
 from services.emulator.chat import ChatRequest
 from services.emulator.draws import digest
-from services.emulator.faults import caller_of, draw_fault, spoil
+from services.emulator.faults import Fault, caller_of, draw_fault, spoil
 from services.emulator.ledger import Ledger
 from services.emulator.rate_limit import RateLimit
 from services.emulator.settings import EmulatorSettings
 
 _LONGEST_KEY = 255  # characters of an idempotency key
+SERVER_ERROR = "The server had an error while processing your request. Sorry about that!"
 
 
 def _refuse(
@@ -32,6 +35,16 @@ def _refuse(
     return response
 
 
+def _invalid(problem: ValidationError) -> wire.Body:
+    first = problem.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return wire.error(first["msg"], "invalid_request_error", param=where or None)
+
+
+def _no_such(what: str) -> wire.Body:
+    return wire.error(f"{what} not found.", "invalid_request_error", "not_found")
+
+
 class _Emulator:
     """The handlers and what they share. `clock` gives seconds and only ever goes forward."""
 
@@ -39,6 +52,13 @@ class _Emulator:
         self._settings = settings
         self._ledger = ledger
         self._limit = RateLimit(settings.rpm, clock)
+        self._batches = Batches(
+            self._in_batch,
+            time.time,
+            takes_s=settings.batch_ms / 1000,
+            expired=settings.batch_expired_rate,
+            seed=settings.seed,
+        )
 
     async def health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -59,16 +79,78 @@ class _Emulator:
         if key is not None and not 0 < len(key) <= _LONGEST_KEY:
             message = f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters."
             return _refuse(400, wire.error(message, "invalid_request_error"))
+        asked = self._checked(body)
+        if not isinstance(asked, ChatRequest):
+            return _refuse(*asked)
+        return await self._reply(request, asked, key, caller_of(key, body))
+
+    def _checked(self, body: bytes) -> ChatRequest | tuple[int, wire.Body]:
+        """The request, or status and body of its refusal."""
         try:
             asked = ChatRequest.model_validate_json(body)
         except ValidationError as problem:
-            first = problem.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            return _refuse(400, wire.error(first["msg"], "invalid_request_error", param=where or None))
+            return 400, _invalid(problem)
         if asked.model != self._settings.model_name:
             message = f"The model `{asked.model}` does not exist or you do not have access to it."
-            return _refuse(404, wire.error(message, "invalid_request_error", "model_not_found", "model"))
-        return await self._reply(request, asked, key, caller_of(key, body))
+            return 404, wire.error(message, "invalid_request_error", "model_not_found", "model")
+        return asked
+
+    def _in_batch(self, key: str, body: JsonValue) -> tuple[int, wire.Body]:
+        """One request of a batch: no limit on requests, no stream."""
+        content = json.dumps(body).encode()
+        asked, caller = self._checked(content), caller_of(key, content)
+        if not isinstance(asked, ChatRequest):
+            return asked
+        arrival = self._ledger.arrive(key, caller)
+        fault = draw_fault(self._settings.fault_rates(), self._settings.seed, caller, arrival)
+        if fault == "server_error":
+            self._ledger.settle(key, 500)
+            return 500, wire.error(SERVER_ERROR, "server_error")
+        said, used = self._said(asked, key, caller, arrival, fault, batched=True)
+        return 200, wire.completion(said, digest(caller, arrival)[:24], asked.model, asked.n, used)
+
+    def _said(
+        self, asked: ChatRequest, key: str | None, caller: str, arrival: int, fault: Fault, *, batched: bool = False
+    ) -> tuple[Answer, wire.Body]:
+        """The answer, as the fault leaves it, and its usage; both are in the ledger then."""
+        good = answer(asked)
+        said = spoil(fault, good, self._settings.seed, caller, arrival)
+        prompt_tokens, completion_tokens = tokens(asked.prompt()), tokens(said.text) * asked.n
+        self._ledger.settle(
+            key, 200, prompt_tokens, completion_tokens, fault="" if said == good else fault, batched=batched
+        )
+        return said, wire.usage(prompt_tokens, completion_tokens)
+
+    async def upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        file = form.get("file")
+        if form.get("purpose") != "batch" or not isinstance(file, web.FileField):
+            return _refuse(400, wire.error("A file with purpose `batch` is asked for.", "invalid_request_error"))
+        return web.json_response(self._batches.keep_file(file.file.read()))
+
+    async def content(self, request: web.Request) -> web.Response:
+        content = self._batches.file(request.match_info["name"])
+        return web.Response(body=content) if content is not None else _refuse(404, _no_such("File"))
+
+    async def create_batch(self, request: web.Request) -> web.Response:
+        try:
+            made = self._batches.create(BatchAsked.model_validate_json(await request.read()))
+        except ValidationError as problem:
+            return _refuse(400, _invalid(problem))
+        return web.json_response(made) if made is not None else _refuse(400, _no_such("File"))
+
+    async def list_batches(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._batches.all())
+
+    async def batch(self, request: web.Request) -> web.Response:
+        seen = self._batches.look(request.match_info["name"])
+        return web.json_response(seen) if seen is not None else _refuse(404, _no_such("Batch"))
+
+    async def cancel_batch(self, request: web.Request) -> web.Response:
+        seen = self._batches.cancel(request.match_info["name"])
+        if seen is None:
+            return _refuse(409, wire.error("There is no batch that could be cancelled.", "invalid_request_error"))
+        return web.json_response(seen)
 
     async def _reply(
         self, request: web.Request, asked: ChatRequest, key: str | None, caller: str
@@ -76,6 +158,8 @@ class _Emulator:
         settings = self._settings
         arrival = self._ledger.arrive(key, caller)
         fault = draw_fault(settings.fault_rates(), settings.seed, caller, arrival)
+        if settings.refused_text and settings.refused_text in asked.prompt():
+            fault = "refused"
         wait = self._limit.admit()
         if wait is None and fault == "rate_limited":
             wait = settings.retry_after_s
@@ -88,15 +172,10 @@ class _Emulator:
             await asyncio.sleep(settings.latency_ms / 1000)
         if fault == "server_error":
             self._ledger.settle(key, 500)
-            message = "The server had an error while processing your request. Sorry about that!"
-            return _refuse(500, wire.error(message, "server_error"))
+            return _refuse(500, wire.error(SERVER_ERROR, "server_error"))
 
-        good = answer(asked)
-        said = spoil(fault, good, settings.seed, caller, arrival)
-        prompt_tokens, completion_tokens = tokens(asked.prompt()), tokens(said.text) * asked.n
-        used = wire.usage(prompt_tokens, completion_tokens)
+        said, used = self._said(asked, key, caller, arrival, fault)
         answer_id = digest(caller, arrival)[:24]
-        self._ledger.settle(key, 200, prompt_tokens, completion_tokens, fault="" if said == good else fault)
         if not asked.stream:
             return web.json_response(wire.completion(said, answer_id, asked.model, asked.n, used))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -147,6 +226,12 @@ def make_app(
             web.get("/healthz", emulator.health),
             web.get("/v1/models", emulator.models),
             web.post("/v1/chat/completions", emulator.chat),
+            web.post("/v1/files", emulator.upload),
+            web.get("/v1/files/{name}/content", emulator.content),
+            web.post("/v1/batches", emulator.create_batch),
+            web.get("/v1/batches", emulator.list_batches),
+            web.get("/v1/batches/{name}", emulator.batch),
+            web.post("/v1/batches/{name}/cancel", emulator.cancel_batch),
             web.get("/emulator/ledger", emulator.ledger),
             web.post("/emulator/reset", emulator.reset),
         ]

@@ -13,6 +13,9 @@ from types import TracebackType
 
 from pydantic import BaseModel, Field, ValidationError
 
+BATCH_PRICE = 0.5
+"""Of a token in a batch, by that of one asked online."""
+
 
 class _Line(BaseModel):
     """One line of the ledger's file; `status` is None for an arrival."""
@@ -22,6 +25,7 @@ class _Line(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     fault: str = ""
+    batched: bool = False
 
 
 class KeyCount(BaseModel):
@@ -33,7 +37,8 @@ class KeyCount(BaseModel):
 
 class Totals(BaseModel):
     """Sums over all requests, with and without a key; `refused_429` and `failed_500` count such answers, `spoiled`
-    the completed ones that a fault has changed, by fault.
+    the completed ones that a fault has changed, by fault. `batched` are the completed ones that were asked in a
+    batch; `billed_tokens` are all tokens, in and out, those of batches by half.
     """
 
     arrived: int = 0
@@ -42,6 +47,8 @@ class Totals(BaseModel):
     failed_500: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    batched: int = 0
+    billed_tokens: float = 0.0
     spoiled: dict[str, int] = Field(default_factory=dict)
 
 
@@ -95,11 +102,18 @@ class Ledger:
         return self._unkeyed[caller]
 
     def settle(
-        self, key: str | None, status: int, prompt_tokens: int = 0, completion_tokens: int = 0, fault: str = ""
+        self,
+        key: str | None,
+        status: int,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        fault: str = "",
+        *,
+        batched: bool = False,
     ) -> None:
         """Notes how a request that arrived was answered; tokens, and a fault that spoiled it, only with a 200."""
         tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        self._write(_Line(key=key, status=status, fault=fault, **tokens))
+        self._write(_Line(key=key, status=status, fault=fault, batched=batched, **tokens))
 
     def reset(self) -> None:
         """Forgets everything, in the file too."""
@@ -128,6 +142,9 @@ class Ledger:
             self._totals.completed += 1
             self._totals.prompt_tokens += line.prompt_tokens
             self._totals.completion_tokens += line.completion_tokens
+            self._totals.batched += line.batched
+            tokens = line.prompt_tokens + line.completion_tokens
+            self._totals.billed_tokens += tokens * (BATCH_PRICE if line.batched else 1.0)
             if line.fault:
                 self._totals.spoiled[line.fault] = self._totals.spoiled.get(line.fault, 0) + 1
         elif line.status == 429:

@@ -31,8 +31,13 @@ class EmulatorSettings(BaseSettings):
     cut_rate: float = Field(default=0.0, ge=0, le=1, description="share of answers cut off")
     malformed_rate: float = Field(default=0.0, ge=0, le=1, description="share of answers malformed")
     refusal_rate: float = Field(default=0.0, ge=0, le=1, description="share refused by a content filter")
+    refused_text: str | None = Field(default=None, description="requests that hold this text are always refused")
     empty_rate: float = Field(default=0.0, ge=0, le=1, description="share of answers without text")
     odd_rate: float = Field(default=0.0, ge=0, le=1, description='share of marks written as "85/100", "85 %" or 85.5')
+    batch_ms: float = Field(default=1000.0, ge=0, description="time from sending a batch until it is done")
+    batch_expired_rate: float = Field(
+        default=0.0, ge=0, le=1, description="share of a batch's requests that are not done in time"
+    )
     seed: int = Field(default=0, description="seed of all faults")
     max_body_bytes: int = Field(default=1_000_000, ge=1, description="larger bodies are refused with 413")
 

@@ -21,6 +21,7 @@ _TRIES_A_PAIR = 100
 _LONGEST_EXAMPLE = 400  # characters; a longer line of the prompt is no support message
 _COUNT = re.compile(r"\b(\d{1,4})\s+(?:(?:new|more|further)\s+)?pairs\b", re.IGNORECASE)
 _CASE = re.compile(r"^\d+\. .*(\{.*\})", re.MULTILINE)
+_CALLED = re.compile(r'\\?"tool_calls\\?":\[\{\\?"name\\?":\\?"(\w+)')
 _INTENT = re.compile(r'\\?"intent\\?"\s*:\s*\\?"([a-z_]+)')
 
 
@@ -73,7 +74,8 @@ def messages_shown(prompt: str) -> list[str]:
 def write_pairs(request: ChatRequest) -> list[dict[str, str]]:
     """Pairs `{"prompt": message, "answer": record}`, none a near copy of a line of the prompt or of another.
 
-    Where the prompt lists a case for each pair, they are of these. Otherwise half of them have an intent that the
+    Where the examples call a tool, the record is the arguments of such a call. Where the prompt lists a case for each
+    pair, they are of these. Otherwise half of them have an intent that the
     examples show (where there are any), the others any intent: data aimed only at what was weak unlearns the
     rest. A function of the request's messages, schema and seed.
     """
@@ -85,6 +87,7 @@ def write_pairs(request: ChatRequest) -> list[dict[str, str]]:
     if len(cases) != wanted:
         cases = [(None, None)] * wanted
     texts = messages_shown(prompt)
+    called = _CALLED.search(prompt)
     pairs: list[dict[str, str]] = []
     for number, (asked, urgency) in enumerate(cases):
         intent = asked or rng.choice(shown if shown and number % 2 == 0 else INTENTS)
@@ -92,9 +95,15 @@ def write_pairs(request: ChatRequest) -> list[dict[str, str]]:
             message = write_message(rng, intent, urgency)
             if not is_near_copy(message.text, texts, NEAR_COPY):
                 texts.append(message.text)
-                pairs.append({"prompt": message.text, "answer": message.meaning.as_json()})
+                record = message.meaning.as_json()
+                answer = _call(called[1], record) if called else record
+                pairs.append({"prompt": message.text, "answer": answer})
                 break
     return pairs
+
+
+def _call(tool: str, record: str) -> str:
+    return json.dumps({"tool_calls": [{"name": tool, "arguments": json.loads(record)}]}, separators=(",", ":"))
 
 
 def check_pairs(request: ChatRequest) -> list[dict[str, JsonValue]]:
@@ -106,7 +115,9 @@ def check_pairs(request: ChatRequest) -> list[dict[str, JsonValue]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(pair, dict) and isinstance(pair.get("number"), int):
-            keep = understand(str(pair.get("prompt"))).as_json() == pair.get("answer")
+            record, answer = understand(str(pair.get("prompt"))).as_json(), str(pair.get("answer"))
+            called = _CALLED.search(answer)
+            keep = answer == (_call(called[1], record) if called else record)
             reason = "the answer is right" if keep else "the answer is another"
             checks.append({"number": pair["number"], "reason": reason, "keep": keep})
     return checks

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from llamaduo.datasets import Row, ShardRow
 from llamaduo.events import ResponsesRequested
 from llamaduo.identity import seed_of
+from llamaduo.tool_calls import ToolWording, read_answer
+from llamaduo.tools_by_template import asked_with
 from services.inference.engine import Generation, GenerationRequest
 
 TOO_LONG = "prompt and answer do not fit the model's window (LLAMADUO_MAX_LENGTH)"
@@ -17,12 +19,15 @@ def shard_of(rows: Sequence[Row], asked: ResponsesRequested) -> list[Row]:
     return list(rows[asked.shard * asked.size : (asked.shard + 1) * asked.size])
 
 
-def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | None) -> list[GenerationRequest]:
-    """One request a row; sampling seeds come from migration, candidate, row and sample."""
+def requests_for(
+    rows: Sequence[Row], asked: ResponsesRequested, model: str | None, wording: ToolWording = "text"
+) -> list[GenerationRequest]:
+    """One request a row, tools in this wording; sampling seeds come from migration, candidate, row and sample."""
+    said = [asked_with(row.prompt, row.tools, wording) for row in rows]
     return [
         GenerationRequest(
             row=row.id,
-            messages=[message.model_dump() for message in row.prompt],
+            messages=messages,
             model=model,
             k=asked.answers_per_prompt,
             max_tokens=asked.max_tokens,
@@ -32,9 +37,9 @@ def requests_for(rows: Sequence[Row], asked: ResponsesRequested, model: str | No
                 for sample in range(asked.answers_per_prompt)
             ],
             reference=row.answer,
-            options={} if row.response_format is None else {"response_format": row.response_format},
+            options=further if row.response_format is None else {"response_format": row.response_format},
         )
-        for row in rows
+        for row, (messages, further) in zip(rows, said, strict=True)
     ]
 
 
@@ -45,13 +50,19 @@ def shard_rows(rows: Sequence[Row], generations: Sequence[Generation]) -> list[S
             row=row.id,
             messages=row.prompt,
             reference=row.answer,
-            answers=[None] * len(generation.answers) if is_too_long(generation) else list(generation.answers),
+            answers=[None if is_too_long(generation) else answer_of(row, text) for text in generation.answers],
             errors=[TOO_LONG] * len(generation.answers) if is_too_long(generation) else [],
             meta=row.meta,
             response_format=row.response_format,
+            tools=row.tools,
         )
         for row, generation in zip(rows, generations, strict=True)
     ]
+
+
+def answer_of(row: Row, text: str) -> str:
+    """What a model answered as evaluators read it: calls of tools written as those of the reference are."""
+    return read_answer(text).text if row.needs_tools else text
 
 
 def is_too_long(generation: Generation) -> bool:

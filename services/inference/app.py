@@ -25,6 +25,8 @@ from llamaduo.events import (
     ResponsesGenerated,
     ResponsesRequested,
     RollbackRequested,
+    ServingMeasured,
+    ServingRequested,
     WorkSpan,
 )
 from llamaduo.migrations.fold import MigrationView
@@ -32,6 +34,7 @@ from services.inference.aliases import base_to_hold
 from services.inference.answering import answers_cut, is_too_long, requests_for, shard_of, shard_rows
 from services.inference.engine import InferenceEngine, served_name
 from services.inference.engines import MakeEngine, make_engine
+from services.inference.measuring import burst_requests, measure, warm_up
 from services.inference.serving import ServedAdapters
 from services.inference.settings import InferenceSettings
 
@@ -57,6 +60,7 @@ class Inference:
     async def answer(self, event: ResponsesRequested, work: Work) -> Sequence[Event]:
         """One shard of prompts for the base or an adapter."""
         view = await work.view(event.migration)
+        assert view.spec is not None
         answered = ResponsesGenerated(**event.place(), responses=None, evaluators=event.evaluators)
         if not view.undecided(event.candidate, event.split):
             return [answered.model_copy(update={"skipped": True})]
@@ -69,7 +73,7 @@ class Inference:
             if event.candidate.adapter is not None:
                 model, loaded = await self._load(event, event.candidate.adapter, engine, work, spans)
             began = datetime.now(UTC)
-            generations = await engine.generate(requests_for(rows, event, model))
+            generations = await engine.generate(requests_for(rows, event, model, view.spec.tool_wording))
             spans.append(WorkSpan(kind="generation", began=began, ended=datetime.now(UTC)))
         body = dump_rows(shard_rows(rows, generations))
         generated = answered.model_copy(
@@ -84,6 +88,41 @@ class Inference:
             }
         )
         return [*loaded, generated]
+
+    async def measure(self, event: ServingRequested, work: Work) -> Sequence[Event]:
+        """How fast this engine, with nothing else of ours to do, answers by the adapter as it will be served."""
+        view = await work.view(event.migration)
+        adapter = event.candidate.adapter
+        if not view.undecided(event.candidate, "test") or adapter is None:
+            return []
+        rows = load_rows(await read_bytes(await work.bus.artifacts(), event.rows))
+        spans: list[WorkSpan] = []
+        async with self._engine(view, event.candidate.base, alone=True) as engine:
+            model, loaded = await self._load(event, adapter, engine, work, spans)
+            requests = burst_requests(rows, event, model)
+            began = datetime.now(UTC)
+            await measure(engine, warm_up(requests, event.concurrency), event.concurrency)
+            burst = await measure(engine, requests, event.concurrency)
+            spans.append(WorkSpan(kind="generation", began=began, ended=datetime.now(UTC)))
+            url = engine.base_url
+        measured = ServingMeasured(
+            migration=event.migration,
+            submission=event.submission,
+            round=event.round,
+            candidate=event.candidate,
+            name=model,
+            replica=self.settings.replica,
+            url=url,
+            concurrency=event.concurrency,
+            asked=event.requests,
+            seconds=burst.seconds,
+            wall_s=burst.wall_s,
+            too_long=burst.too_long,
+            input_tokens=burst.input_tokens,
+            output_tokens=burst.output_tokens,
+            work=spans,
+        )
+        return [*loaded, measured]
 
     async def _load(
         self, event: Event, adapter: Adapter, engine: InferenceEngine, work: Work, spans: list[WorkSpan]
@@ -181,12 +220,16 @@ class Inference:
             async with self.room.use(base, self.adapters.rank_for(base, rank)):
                 pass
 
-    def _engine(self, view: MigrationView, base: int) -> AbstractAsyncContextManager[InferenceEngine]:
+    def _engine(
+        self, view: MigrationView, base: int, *, alone: bool = False
+    ) -> AbstractAsyncContextManager[InferenceEngine]:
         """The engine that this migration needs for one of its base models."""
         assert view.spec is not None
-        return self._engine_on(view.spec.bases[base], view.spec.recipe.rank)
+        return self._engine_on(view.spec.bases[base], view.spec.recipe.rank, alone=alone)
 
-    def _engine_on(self, base_model: str, rank: int) -> AbstractAsyncContextManager[InferenceEngine]:
+    def _engine_on(
+        self, base_model: str, rank: int, *, alone: bool = False
+    ) -> AbstractAsyncContextManager[InferenceEngine]:
         """The engine on a base model. PermanentError where an alias holds it and it must not be shared."""
         others = list(self.aliases.now.values())
         if others and not self.settings.share_engine and not self.aliases.of_base(base_model):
@@ -194,7 +237,8 @@ class Inference:
                 f"the engine serves alias {others[-1].promoted.alias} on {others[-1].base_model} and does not change "
                 f"to {base_model}: LLAMADUO_SHARE_ENGINE is off (turn it on, or roll the alias back)"
             )
-        return self.room.use(base_model, self.adapters.rank_for(base_model, rank))
+        enter = self.room.alone if alone else self.room.use
+        return enter(base_model, self.adapters.rank_for(base_model, rank))
 
 
 def _goes_on(view: MigrationView) -> bool:
@@ -214,14 +258,15 @@ def _round_of(event: Event) -> int:
     return number
 
 
-def build(settings: InferenceSettings) -> Service:
-    """The inference service."""
-    inference = Inference(settings)
+def build(settings: InferenceSettings, make: MakeEngine | None = None) -> Service:
+    """The inference service; `make` gives another engine than the settings name."""
+    inference = Inference(settings, make)
     service = Service(
         "inference",
         settings,
         roles={
             "inference": (inference.answer, settings.shards_at_once),
+            "inference-serving": (inference.measure, 1),
             "inference-promotion": (inference.promote, 1),
         },
     )

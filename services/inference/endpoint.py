@@ -1,7 +1,7 @@
 """The OpenAI API for others, in front of vLLM: the same paths and answers, with vLLM's traps closed.
 
 Adapters cannot be loaded or unloaded from here, what ends vLLM's engine is refused, and each request takes its
-place in the engine's order of base and adapter requests.
+place in the engine's order of base and adapter requests. Tools are put into words and calls taken out of them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import aiohttp
 from aiohttp import web
 
 from llamaduo.errors import RetryableError
+from llamaduo.tool_calls import ToolWording
+from services.inference.tool_requests import BadToolRequest, answered, as_stream, asked, needs_tools
 from services.inference.vllm_client import BROKEN, VllmClient
 
 _LARGEST_BODY = 16 * 1024 * 1024
-_GENERATING = ("/v1/chat/completions", "/v1/completions")
+_CHAT = "/v1/chat/completions"
+_GENERATING = (_CHAT, "/v1/completions")
 _PASSED_BACK = ("Content-Type", "Cache-Control")
 
 
@@ -32,6 +35,8 @@ class Places(Protocol):
     def client_now(self) -> VllmClient: ...
 
     def serves(self, model: str) -> bool: ...
+
+    def tool_wording(self, model: str) -> ToolWording: ...
 
     def healthy(self) -> bool: ...
 
@@ -94,9 +99,15 @@ class Endpoint:
             return _error(400, reason)
         if not self._engine.serves(model):
             return _error(404, f"the model {model} is not served here; GET /v1/models lists what is")
+        with_tools = request.path == _CHAT and needs_tools(body)
         try:
+            sent = asked(body, self._engine.tool_wording(model)) if with_tools else body
             async with self._engine.request_place(model, wait_s=0) as client:
-                return await _forward(client, request, body)
+                if with_tools:
+                    return await _answer_whole(client, request, body, sent)
+                return await _forward(client, request, sent)
+        except BadToolRequest as error:
+            return _error(400, str(error))
         except (RetryableError, *BROKEN) as error:
             return _unavailable(error)
 
@@ -122,6 +133,22 @@ async def _forward(client: VllmClient, request: web.Request, body: Any) -> web.S
             await response.write(part)
         await response.write_eof()
         return response
+
+
+async def _answer_whole(
+    client: VllmClient, request: web.Request, body: dict[str, Any], sent: dict[str, Any]
+) -> web.StreamResponse:
+    """The answer to a request with tools, `body`, which was put into words as `sent`: also streamed all at once."""
+    async with client.session.post(f"{client.url}{request.path}", json=sent) as answer:
+        text = await answer.text()
+        if answer.status != 200:
+            return web.Response(status=answer.status, text=text, content_type=answer.content_type)
+    told = answered(json.loads(text))
+    if not body.get("stream"):
+        return web.json_response(told)
+    options = body.get("stream_options")
+    usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    return web.Response(body=as_stream(told, usage=usage), content_type="text/event-stream")
 
 
 async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

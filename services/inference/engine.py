@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llamaduo.errors import PermanentError, RetryableError, UserInputError
+from llamaduo.tool_calls import ToolWording
 
 DIGEST_IN_NAME = 12
 
 # What a request may ask beside its prompt, limits and seed. `prompt_logprobs` with an adapter ends vLLM's engine.
-OPTIONS = frozenset({"top_p", "top_k", "min_p", "stop", "response_format", "repetition_penalty", "tools"})
+OPTIONS = frozenset(
+    {"top_p", "top_k", "min_p", "stop", "response_format", "repetition_penalty", "tools", "tool_choice", "cache_salt"}
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class AdapterFiles:
     """An adapter on this machine's disk.
 
     `name` is its served name, `digest` the SHA-256 over its sorted (file name, file SHA-256) pairs. `rank` and
-    `base_digest` are what its maker says of it; None where that is not known.
+    `base_digest` are what its maker says of it; None where that is not known. `tool_wording` is how it was
+    shown tools.
     """
 
     name: str
@@ -28,6 +32,7 @@ class AdapterFiles:
     digest: str
     rank: int | None = None
     base_digest: str | None = None
+    tool_wording: ToolWording = "text"
 
 
 @dataclass(frozen=True)

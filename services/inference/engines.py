@@ -109,17 +109,34 @@ class EngineRoom:
     async def use(self, base_model: str, rank: int) -> AsyncIterator[InferenceEngine]:
         """The engine on this base model, for adapters up to this rank; a change waits until nobody uses this one."""
         async with self._changing:
-            if self.base != base_model or self.engine is None or rank > self._rank:
-                async with self._unused:
-                    await self._unused.wait_for(lambda: self._users == 0)
-                await self._change(base_model, rank)
-            assert self.engine is not None
-            engine = self.engine
+            engine = await self._held(base_model, rank)
             self._users += 1
         try:
             yield engine
         finally:
             await self._leave()
+
+    @asynccontextmanager
+    async def alone(self, base_model: str, rank: int) -> AsyncIterator[InferenceEngine]:
+        """The same, once nobody else uses the engine, and to nobody else until this is over: who comes waits."""
+        async with self._changing:
+            engine = await self._held(base_model, rank)
+            async with self._unused:
+                await self._unused.wait_for(lambda: self._users == 0)
+            self._users += 1
+            try:
+                yield engine
+            finally:
+                await self._leave()
+
+    async def _held(self, base_model: str, rank: int) -> InferenceEngine:
+        """The engine on this base model, changed if need be; `_changing` is held."""
+        if self.base != base_model or self.engine is None or rank > self._rank:
+            async with self._unused:
+                await self._unused.wait_for(lambda: self._users == 0)
+            await self._change(base_model, rank)
+        assert self.engine is not None
+        return self.engine
 
     @asynccontextmanager
     async def as_it_is(self) -> AsyncIterator[InferenceEngine | None]:
@@ -168,5 +185,10 @@ async def fetch_adapter(store: ArtifactStore, adapter: Adapter, name: str, folde
             with contextlib.suppress(OSError):
                 whole.rename(target)
     return AdapterFiles(
-        name=name, folder=target, digest=adapter.digest, rank=adapter.rank, base_digest=adapter.base_digest
+        name=name,
+        folder=target,
+        digest=adapter.digest,
+        rank=adapter.rank,
+        base_digest=adapter.base_digest,
+        tool_wording=adapter.tool_wording,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llamaduo.errors import AdapterRejected, LlamaDuoError, RetryableError
+from llamaduo.tool_calls import ToolWording
 from services.inference.adapter_check import BaseShapes, check_adapter
 from services.inference.adapter_slots import AdapterSlots
 from services.inference.adapter_store import AdapterStore
@@ -189,6 +190,11 @@ class VllmEngine:
     def serves(self, model: str) -> bool:
         """Whether this is the base model's name or an adapter's that was loaded here."""
         return model == self._base_name or self._slots.known(model) is not None
+
+    def tool_wording(self, model: str) -> ToolWording:
+        """How this model was shown tools."""
+        adapter = self._slots.known(model)
+        return "text" if adapter is None else adapter.tool_wording
 
     def client_now(self) -> VllmClient:
         """A client of the server as it is. EngineNotReady while it is down."""

@@ -28,7 +28,7 @@ def build(settings: JudgeSettings) -> Service:
             metrics=declared.metrics,
             score=score,
             cost_per_row=declared.cost_per_row,
-            concurrency=declared.concurrency,
+            concurrency=max(declared.concurrency, settings.shards_at_once),
             noisy=declared.noisy,
         ),
         settings,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from llamaduo.built_in_evaluators import EXACT_MATCH, METRICS
 from llamaduo.evaluators import Evaluator
+from llamaduo.json_values import MISSING, json_value
 from services.judge.each_answer import each_answer
-from services.judge.json_values import MISSING, differences, json_value, listed
+from services.judge.json_values import differences, listed
 from services.judge.options import check_options
 
 NAME = EXACT_MATCH

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llamaduo.built_in_evaluators import JSON_SCHEMA, METRICS
@@ -12,20 +10,17 @@ from llamaduo.datasets import ShardRow
 from llamaduo.errors import PermanentError
 from llamaduo.evaluators import Evaluator
 from llamaduo.identity import canonical_json
+from llamaduo.json_schemas import UnusableSchema, validator_of
+from llamaduo.json_values import MISSING, json_value
 from services.judge.each_answer import Options, each_answer
-from services.judge.json_values import MISSING, below, json_value, listed
+from services.judge.json_values import below, listed
 from services.judge.options import check_options
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
-    from jsonschema.protocols import Validator
 
 NAME = JSON_SCHEMA
 METRIC = "valid"
-
-
-class UnusableSchema(ValueError):
-    """What was given as a schema is none."""
 
 
 def schema_of(asked: Any) -> dict[str, Any] | None:
@@ -63,7 +58,7 @@ def valid(schema: Mapping[str, Any], answer: str) -> tuple[bool, str]:
     from referencing.exceptions import Unresolvable
 
     try:
-        error = best_match(_validator(canonical_json(schema)).iter_errors(value))
+        error = best_match(validator_of(canonical_json(schema)).iter_errors(value))
     except Unresolvable as problem:
         raise UnusableSchema("it refers to a schema that is not in it") from problem
     except RecursionError:
@@ -91,7 +86,7 @@ def _check(options: Options) -> None:
     try:
         schema = schema_of(options["schema"])
         if schema is not None:
-            _validator(canonical_json(schema))
+            validator_of(canonical_json(schema))
     except UnusableSchema as error:
         raise PermanentError(f"evaluator {NAME}: option 'schema': {error}") from error
 
@@ -108,22 +103,6 @@ def _marks(row: ShardRow, answer: str, options: Options) -> tuple[dict[str, floa
     except UnusableSchema as error:
         return {METRIC: None}, f"the schema cannot be used: {error}"
     return {METRIC: float(same)}, reason
-
-
-@lru_cache(maxsize=64)
-def _validator(schema: str) -> Validator:
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from referencing import Registry
-
-    parsed = json.loads(schema)
-    kind = validator_for(parsed, default=Draft202012Validator)
-    try:
-        kind.check_schema(parsed)
-    except SchemaError as error:
-        raise UnusableSchema("it is no JSON Schema") from error
-    # The default registry would fetch a foreign $ref by HTTP: a row of a dataset must not make us call anyone.
-    return kind(parsed, registry=Registry())
 
 
 def _told(error: ValidationError) -> str:

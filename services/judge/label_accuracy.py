@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from llamaduo.built_in_evaluators import LABEL_ACCURACY, METRICS
 from llamaduo.datasets import ShardRow
 from llamaduo.evaluators import Evaluator
+from llamaduo.json_values import MISSING, json_value
 from services.judge.each_answer import Options, each_answer
-from services.judge.json_values import MISSING, json_value
 from services.judge.options import check_options, text_option
 
 NAME = LABEL_ACCURACY

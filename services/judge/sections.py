@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 
 from llamaduo.datasets import ShardRow
 from llamaduo.identity import canonical_json
+from llamaduo.tools_in_words import tool_lines
 
 _OPENERS = "<＜﹤‹〈〈⟨❬❮❰《«⋖≺˂ᐸ"
 """Less-than and what looks like it."""
@@ -35,11 +36,13 @@ def sections(texts: Mapping[str, str]) -> str:
 
 
 def instruction_of(row: ShardRow) -> str:
-    """What was asked for: the user's one message, or all messages with their roles, and the form of the answer."""
+    """What was asked for: the user's one message, or all messages with their roles; the tools, the answer's form."""
     if len(row.messages) == 1 and row.messages[0].role != "assistant":
         said = row.messages[0].content
     else:
-        said = "\n\n".join(f"{message.role}: {message.content}" for message in row.messages)
+        said = "\n\n".join(f"{message.role}: {message.text}" for message in row.messages)
+    if row.tools:
+        said = "\n".join([f"{said}\n\ntools that may be called:", *tool_lines(row.tools)])
     if row.response_format is None:
         return said
     return f"{said}\n\nresponse_format: {canonical_json(row.response_format)}"

@@ -10,7 +10,7 @@ from llamaduo.artifacts import ArtifactStore, put_bytes, read_bytes
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import Row, dataset_digest, dump_rows, load_rows
-from llamaduo.errors import PermanentError, UserInputError
+from llamaduo.errors import PermanentError, UserInputError, WorkStopped
 from llamaduo.events import (
     ArtifactRef,
     CallCounts,
@@ -28,6 +28,7 @@ from llamaduo.migrations.next_step import Stop, after_failure
 from llamaduo.migrations.planned_rows import rows_wanted
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm.on_bus import ClientOnBus
+from llamaduo.tools_in_words import why_not_learnt
 from services.synthesizer.asking import joined_spans, total_counts
 from services.synthesizer.merging import merge
 from services.synthesizer.nearest import nearest_rows
@@ -61,6 +62,7 @@ class Synthesizer:
             return []
         spec, data = view.spec, view.dataset(event.round)
         assert spec is not None and data is not None
+        adapter = view.adapter(event.round, event.base)
         store = await work.bus.artifacts()
         splits = {name: load_rows(await read_bytes(store, ref)) for name, ref in data.splits.items()}
         await work.progress(event, "synthesizing", 0, rows_wanted(spec.synthesis, len(splits["train"])))
@@ -70,6 +72,7 @@ class Synthesizer:
             spec=spec,
             migration=event.migration,
             round_number=step.round,
+            weak=[one.row for one in adapter.weak] if adapter else [],
             teacher=ServiceTeacher(
                 self.client.get(), spec.teacher_llm, spec.budgets, migration=event.migration, job=work.job
             ),
@@ -104,14 +107,20 @@ class Synthesizer:
         teacher = ServiceTeacher(
             self.client.get(), spec.service_llm, spec.budgets, migration=event.migration, job=work.job
         )
-        shard, answers = await answer_prompts(
-            rows,
-            teacher,
-            migration=event.migration,
-            samples=event.answers_per_prompt,
-            max_tokens=event.max_tokens,
-            temperature=event.temperature,
-        )
+        try:
+            shard, answers = await answer_prompts(
+                rows,
+                teacher,
+                migration=event.migration,
+                samples=event.answers_per_prompt,
+                max_tokens=event.max_tokens,
+                temperature=event.temperature,
+            )
+        except WorkStopped as stopped:
+            if view.undecided(event.candidate, event.split):
+                raise
+            # Nobody waits for these answers any more. What was bought of them is told of all the same.
+            return [answered.model_copy(update={"skipped": True, "calls": stopped.calls})]
         counts: CallCounts = total_counts(answers)
         spans: list[WorkSpan] = joined_spans(answers)
         return [
@@ -132,9 +141,9 @@ async def first_round(event: MigrationRequested, store: ArtifactStore) -> Datase
     """Split the coverage dataset. PermanentError where it is too small for what the spec asks."""
     spec = MigrationSpec.model_validate(event.spec)
     rows = load_rows(await read_bytes(store, event.coverage))
-    if any(row.needs_tools for row in rows):
-        # The command line refuses them; whoever asks past it must not get a model that never saw a tool.
-        raise PermanentError("the coverage dataset offers or calls tools, which cannot be learnt yet")
+    if why := why_not_learnt(rows):
+        # The command line refuses them; whoever asks past it must be told as well.
+        raise PermanentError(f"the coverage dataset: {why[0]} ({why[1]})")
     try:
         splitted = await asyncio.to_thread(split_coverage, rows, spec.splits, spec.seed, spec.synthesis.near_copy)
     except UserInputError as error:

@@ -49,7 +49,8 @@ class PairChecks(BaseModel):
 class TeacherPrompt:
     """One call. `job` names it for the ledger; equal prompts with another `sample` are other calls.
 
-    `output` is the form that we read, `response_format` that which the row's own caller asked for.
+    `output` is the form that we read; `response_format` and `tools` are what the row's own caller gave. A call of
+    a tool comes back as text (see `llamaduo.tool_calls`).
     """
 
     job: str
@@ -60,6 +61,7 @@ class TeacherPrompt:
     max_tokens: int | None = None
     temperature: float | None = None
     response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def nearest_rows(train: Sequence[Row], rows: Sequence[Row], samples: int = 1) ->
                 errors=[] if answer is not None else ["there is no train row"] * samples,
                 meta=row.meta,
                 response_format=row.response_format,
+                tools=row.tools,
             )
         )
     return shard

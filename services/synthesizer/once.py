@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 
+from llamaduo.datasets import Row, ShardRow
 from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.migrations.planned_rows import rows_wanted
-from llamaduo.migrations.spec import Budgets, Synthesis
+from llamaduo.migrations.spec import Budgets, MigrationSpec, Synthesis
 from llamaduo.single_steps import AnswersAsked, AnswersDone, SynthesisAsked, SynthesisDone, buying, serve_step
+from llamaduo.tool_calls import read_answer
+from llamaduo.tools_in_words import in_words
 from services.synthesizer.asking import total_counts
 from services.synthesizer.merging import merge
 from services.synthesizer.references import answer_prompts
@@ -73,14 +76,36 @@ async def generate_once(asked: AnswersAsked) -> AnswersDone:
     llm, budgets = (spec.service_llm, spec.budgets) if asked.engine is None else (asked.engine, Budgets())
     async with buying(asked, "generate", len(rows) * spec.generation.answers) as (client, job):
         shard, answers = await answer_prompts(
-            rows,
+            rows if asked.engine is None else as_taught(rows, spec),
             ServiceTeacher(client, llm, budgets, migration=asked.task, job=job),
             migration=asked.task,
             samples=spec.generation.answers,
             max_tokens=spec.generation.max_tokens,
             temperature=spec.generation.temperature,
         )
+    if asked.engine is not None:
+        shard = [as_asked(row, one) for row, one in zip(rows, shard, strict=True)]
     return AnswersDone(answers=shard, calls=total_counts(answers))
+
+
+def as_taught(rows: list[Row], spec: MigrationSpec) -> list[Row]:
+    """The rows as the small model is asked; tools by its own template stay as they are, its server renders them."""
+    if spec.tool_wording == "template":
+        return rows
+    return [
+        row.model_copy(update={"messages": in_words(row.messages, row.tools), "tools": None})
+        if row.needs_tools
+        else row
+        for row in rows
+    ]
+
+
+def as_asked(row: Row, answered: ShardRow) -> ShardRow:
+    """The answers to a row as evaluators read them, with the tools that it offers."""
+    if not row.needs_tools:
+        return answered
+    texts = [None if text is None else read_answer(text).text for text in answered.answers]
+    return answered.model_copy(update={"messages": row.prompt, "tools": row.tools, "answers": texts})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from string import Template
 from llamaduo.datasets import Message, Row
 from llamaduo.events import FailingRow
 from llamaduo.identity import seed_of
+from llamaduo.tools_in_words import tool_lines
 from services.synthesizer.asking import Pairs, TeacherPrompt
 from services.synthesizer.scrubbing import retells, scrub
 from services.synthesizer.seeding import Seeds
@@ -61,7 +62,7 @@ def synthesis_prompt(
     chance = random.Random(seed_of("variety", migration, round_number, call))  # noqa: S311 - replayable on purpose
     text = _template().substitute(
         task=task_part(task),
-        system=system_part(seeds.system),
+        system=asked_part(seeds),
         examples=example_lines(seeds.rows),
         contrasts=_contrasts(seeds),
         cases=_cases(seeds),
@@ -125,11 +126,19 @@ def task_part(task: str) -> str:
     return task.strip() or NO_TASK
 
 
-def system_part(system: str) -> str:
-    """The system prompt of the examples; "" for none."""
-    if not system:
-        return ""
-    return f"Whoever does the task is told this beforehand:\n\n<<<\n{system}\n>>>\n"
+def asked_part(seeds: Seeds) -> str:
+    """How the examples ask, beside the question: their system prompt and their tools; "" for none."""
+    parts = []
+    if seeds.system:
+        parts.append(f"Whoever does the task is told this beforehand:\n\n<<<\n{seeds.system}\n>>>\n")
+    if seeds.tools:
+        offered = "\n".join(tool_lines(seeds.tools))
+        parts.append(
+            "Whoever does the task may call these tools. An answer that calls one is, or ends in, one line of JSON "
+            "as in the examples, with a tool of these and arguments that its `parameters` allow:\n\n"
+            f"<<<\n{offered}\n>>>\n"
+        )
+    return "\n".join(parts)
 
 
 def _notes(seeds: Seeds, test: Mapping[str, Row], labels: Set[str]) -> str:

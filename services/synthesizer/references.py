@@ -28,6 +28,7 @@ def reference_prompts(
             max_tokens=max_tokens,
             temperature=temperature,
             response_format=row.response_format,
+            tools=row.tools,
         )
         for row in rows
         for sample in range(samples)
@@ -52,6 +53,7 @@ def reference_rows(rows: Sequence[Row], answers: Sequence[TeacherAnswer], sample
                 errors=[answer.error or "no answer" for answer in own if answer.text is None],
                 meta=row.meta,
                 response_format=row.response_format,
+                tools=row.tools,
             )
         )
     return shard

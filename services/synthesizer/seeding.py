@@ -1,9 +1,10 @@
 """Which train rows serve as examples in each synthesis call, and which cases it asks for.
 
-A call is a pure function of migration, round and call index. Targeted calls show train rows near to failing
-test rows; a test row itself is only measured against and never leaves this module. A share of the calls
-stays uniform, because rows aimed only at what is weak unlearn the rest. Examples are rows of the team's own
-where there are any: rows written from written rows drift.
+A call is a pure function of migration, round and call index. Targeted calls show validation rows that the
+round's adapter has not learnt; where there are none, train rows near to failing test rows. A test row itself is
+only measured against and never leaves this module. Rows like those that are in train teach little; like those
+that were got wrong, much: `python -m benchmarks banking77` compares. A share of the calls may stay uniform.
+Examples are rows of the team's own where there are any: rows written from written rows drift.
 
 Where answers are labels, every call asks for them as often as the train rows have them, whether it is
 targeted or not: more rows of a weak label make others weak, by taking the frequency they had. Aiming then
@@ -63,13 +64,21 @@ class Seeds:
         """The form in which all examples ask for their answers."""
         return self.rows[0].response_format
 
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The tools that all examples offer."""
+        return self.rows[0].tools
+
 
 Kind = Literal["uniform", "targeted"]
 
 
 @dataclass
 class SeedPlan:
-    """What seeds are chosen from, for one round of one migration; `pairs` are asked for in a call."""
+    """What seeds are chosen from, for one round of one migration; `pairs` are asked for in a call.
+
+    `weak` are the validation rows that were not learnt, the worst first.
+    """
 
     migration: str
     round: int
@@ -79,16 +88,22 @@ class SeedPlan:
     strategy: Kind
     uniform_share: float
     pairs: int = 10
+    weak: Sequence[Row] = ()
     _pool: list[Row] = field(init=False)
+    _weak: list[Row] = field(init=False)
     _label_of: Callable[[Row], str] | None = field(init=False, default=None)
     _targets: list[tuple[Row, FailingRow]] = field(init=False)
     _failing: dict[str, list[tuple[Row, FailingRow]]] = field(init=False, default_factory=dict)
+    _weak_of: dict[str, list[Row]] = field(init=False, default_factory=dict)
     _alike: dict[str, list[Row]] = field(init=False, default_factory=dict)
     _orders: dict[tuple[str, ...], BalancedOrder] = field(init=False, default_factory=dict)
     _near: dict[str, list[Row]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._pool = seed_pool(self.train)
+        # Conversations are no examples where single questions can be.
+        single = all(map(is_single, self._pool))
+        self._weak = [row for row in self.weak if not row.follows_a_tool and (is_single(row) or not single)]
         by_id = {row.id: row for row in self.test}
         known = [(by_id[failure.row], failure) for failure in self.failures if failure.row in by_id]
         self._targets = sorted(known, key=lambda pair: self._rank("target", pair[0].id))
@@ -99,10 +114,13 @@ class SeedPlan:
                 self._alike.setdefault(labels[row.id], []).append(row)
             for target, failure in self._targets:
                 self._failing.setdefault(form.label_of(target.answer), []).append((target, failure))
+            for row in self._weak:
+                self._weak_of.setdefault(form.label_of(row.answer), []).append(row)
 
     def seeds(self, call: int) -> Seeds:
         """The examples and cases of call `call` (0-based)."""
-        share = self.uniform_share if self.strategy == "targeted" and self._targets else 1.0
+        aims = self.strategy == "targeted" and (self._targets or self._weak)
+        share = self.uniform_share if aims else 1.0
         uniform_before = int(call * share)
         uniform = int((call + 1) * share) > uniform_before
         turn = uniform_before if uniform else call - uniform_before
@@ -111,7 +129,9 @@ class SeedPlan:
         return self._uniform(call, turn) if uniform else self._targeted(call, turn)
 
     def _by_label(self, call: int, turn: int, kind: Kind, label_of: Callable[[Row], str]) -> Seeds:
-        """A few labels in their turn, each with an example, for a targeted call one near to a failing row."""
+        """A few labels in their turn, each with an example: for a targeted call a weak row, or one near to a failing
+        row.
+        """
         lead = self._order(kind, "systems", rows=self._pool, kind_of=asked_as).at(turn)
         asked = asked_as(lead.row)
         rows = [row for row in self._pool if asked_as(row) == asked]
@@ -124,17 +144,23 @@ class SeedPlan:
         contrasts: list[Row] = []
         aimed_at: list[FailingRow] = []
         for row, before in leads:
-            failing = self._failing.get(label_of(row), []) if kind == "targeted" else []
-            if not failing:
+            label = label_of(row)
+            failing = self._failing.get(label, []) if kind == "targeted" else []
+            weak = [one for one in self._weak_of.get(label, []) if asked_as(one) == asked]
+            if kind == "uniform" or not (failing or weak):
                 examples.append(row)
                 continue
-            target, failure = failing[before % len(failing)]
-            alike = [one for one in self._alike[label_of(row)] if asked_as(one) == asked]
-            near = _nearest(target, alike, NEAREST_OF_LABEL)
-            examples.append(min(near, key=lambda one: self._rank("call", call, target.id, one.id)))
-            aimed_at.append(failure)
+            target = weak[before % len(weak)] if weak else failing[before % len(failing)][0]
+            if weak:
+                examples.append(target)
+            else:
+                alike = [one for one in self._alike[label] if asked_as(one) == asked]
+                near = _nearest(target, alike, NEAREST_OF_LABEL)
+                examples.append(min(near, key=partial(self._rank_near, call, target)))
+            if failing:
+                aimed_at.append(failing[before % len(failing)][1])
             if len(contrasts) < CONTRASTS_A_CALL:
-                contrasts += _nearest(target, [one for one in rows if label_of(one) != label_of(row)], 1)
+                contrasts += _nearest(target, [one for one in rows if label_of(one) != label], 1)
         asks = []
         for pair in range(self.pairs):
             row, before = leads[pair % number]
@@ -158,10 +184,22 @@ class SeedPlan:
         return Seeds([lead, *others[: SEEDS_A_CALL - 1]], system_of(lead), asks=self._lengths(call))
 
     def _targeted(self, call: int, turn: int) -> Seeds:
-        target, failure = self._targets[turn % len(self._targets)]
-        near = self._nearest(target)
-        chosen = sorted(near, key=lambda row: self._rank("call", call, row.id))[:SEEDS_A_CALL]
-        return Seeds(chosen, system_of(near[0]), [failure], asks=self._lengths(call))
+        """A weak row with train rows near to it; without any, train rows near to a failing row."""
+        if not self._weak:
+            target, failure = self._targets[turn % len(self._targets)]
+            near = self._nearest(target)
+            chosen = sorted(near, key=lambda row: self._rank("call", call, row.id))[:SEEDS_A_CALL]
+            return Seeds(chosen, system_of(near[0]), [failure], asks=self._lengths(call))
+        lead = self._weak[turn % len(self._weak)]
+        near = [row for row in self._nearest(lead) if asked_as(row) == asked_as(lead)]
+        near.sort(key=lambda row: self._rank("call", call, row.id))
+        failures = sorted(self._targets, key=lambda pair: (-_likeness(pair[0], lead), pair[0].id))
+        return Seeds(
+            [lead, *near[: SEEDS_A_CALL - 1]],
+            system_of(lead),
+            [failure for _, failure in failures[:1]],
+            asks=self._lengths(call),
+        )
 
     def _lengths(self, call: int) -> list[Ask]:
         """Lengths of the team's own rows, each equally often."""
@@ -176,6 +214,9 @@ class SeedPlan:
             self._near[target.id] = [row for row in ranked if asked_as(row) == asked_as(ranked[0])][:NEAREST]
         return self._near[target.id]
 
+    def _rank_near(self, call: int, target: Row, row: Row) -> str:
+        return self._rank("call", call, target.id, row.id)
+
     def _order(self, *name: str, rows: Sequence[Row], kind_of: Callable[[Row], str]) -> BalancedOrder:
         if name not in self._orders:
             self._orders[name] = BalancedOrder(rows, kind_of, partial(self._rank, content_digest(list(name))))
@@ -187,11 +228,16 @@ class SeedPlan:
 
 def seed_pool(train: Sequence[Row]) -> list[Row]:
     """Rows that may be examples: the team's own before generated ones, single questions before
-    conversations.
+    conversations. None that goes on after a tool has answered: a new row is a question and its answer.
     """
-    pool = [row for row in train if row.source == "coverage"] or list(train)
-    single = [row for row in pool if sum(message.role == "user" for message in row.messages) == 1]
-    return sorted(single or pool, key=lambda row: row.id)
+    own = [row for row in train if row.source == "coverage"] or list(train)
+    pool = [row for row in own if not row.follows_a_tool]
+    return sorted([row for row in pool if is_single(row)] or pool, key=lambda row: row.id)
+
+
+def is_single(row: Row) -> bool:
+    """Whether it is one question, not a conversation."""
+    return sum(message.role == "user" for message in row.messages) == 1
 
 
 def system_of(row: Row) -> str:
@@ -200,9 +246,9 @@ def system_of(row: Row) -> str:
 
 
 def asked_as(row: Row) -> str:
-    """How an answer was asked for, beside the question itself: by the system prompt, and in which form."""
-    system = system_of(row)
-    return system if row.response_format is None else f"{system}\n{canonical_json(row.response_format)}"
+    """How an answer was asked for, beside the question: by the system prompt, in which form, with which tools."""
+    beside = [canonical_json(given) for given in (row.response_format, row.tools) if given is not None]
+    return "\n".join([system_of(row), *beside])
 
 
 def _one_kind(_row: Row) -> str:

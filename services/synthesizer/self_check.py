@@ -15,7 +15,7 @@ from string import Template
 from llamaduo.datasets import Message
 from llamaduo.identity import seed_of
 from services.synthesizer.asking import Pair, PairCheck, PairChecks, TeacherPrompt
-from services.synthesizer.prompting import example_lines, system_part, task_part
+from services.synthesizer.prompting import asked_part, example_lines, task_part
 from services.synthesizer.seeding import Seeds
 
 NAME = "self_check"
@@ -35,7 +35,7 @@ def check_prompt(
     ]
     text = _template().substitute(
         task=task_part(task),
-        system=system_part(seeds.system),
+        system=asked_part(seeds),
         examples=example_lines([*seeds.rows, *seeds.contrasts]),
         pairs="\n".join(numbered),
     )

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llamaduo.datasets import Lineage, Message, Row, make_row
+from llamaduo.errors import PermanentError
 from llamaduo.events import CallCounts, FailingRow, Split, WorkSpan
 from llamaduo.identity import content_digest
 from llamaduo.migrations.planned_rows import OVER_ASK, rows_wanted
 from llamaduo.migrations.spec import MigrationSpec, Synthesis
+from llamaduo.tool_calls import SaidAndCalled, as_openai, read_answer
 from services.synthesizer import self_check
 from services.synthesizer.asking import (
     Pair,
@@ -29,7 +31,7 @@ from services.synthesizer.asking import (
 )
 from services.synthesizer.filtering import FILTERS, Screen
 from services.synthesizer.prompting import synthesis_prompt
-from services.synthesizer.seeding import SeedPlan, Seeds
+from services.synthesizer.seeding import SeedPlan, Seeds, seed_pool
 
 LARGEST_WAVE = 64
 BARREN_WAVES = 2
@@ -86,15 +88,21 @@ async def synthesize(
     migration: str,
     round_number: int,
     teacher: Teacher,
+    weak: Sequence[str] = (),
 ) -> NewRows:
     """Rows to add to train in round `round_number` (the one to come): at most as many as are wanted, by call,
     then item.
 
-    `splits` are the rows of the last round, whole. Calls without an answer are counted and passed over;
-    what the teacher raises (budget, a provider that is down) comes through.
+    `splits` are the rows of the last round, whole; `weak` the ids of validation rows that its adapter has not
+    learnt, the worst first. Calls without an answer are counted and passed over;
+    what the teacher raises (budget, a provider that is down) comes through. PermanentError where no train row can
+    serve as an example.
     """
     synthesis = spec.synthesis
     wanted = rows_wanted(synthesis, len(splits["train"]))
+    if not seed_pool(splits["train"]):
+        raise PermanentError("every train row goes on after a tool has answered: new ones cannot be written")
+    validation = {row.id: row for row in splits["validation"]}
     plan = SeedPlan(
         migration,
         round_number,
@@ -104,6 +112,7 @@ async def synthesize(
         synthesis.strategy,
         synthesis.uniform_share,
         synthesis.pairs_per_call,
+        [validation[row] for row in weak if row in validation],
     )
     test = {row.id: row for row in splits["test"]}
     labels = {row.answer for row in splits["train"] if row.source == "coverage"}
@@ -134,7 +143,7 @@ async def synthesize(
         answers += given
         room = None if synthesis.self_check else wanted - len(rows)
         for one, answer in zip(written, given, strict=True):
-            one.pairs = _screened(screen, answer.pairs, room, removed)
+            one.pairs = _screened(screen, answer.pairs, one.seeds, room, removed)
             room = None if room is None else room - len(one.pairs)
             await asyncio.sleep(0)  # and so does comparing
         if synthesis.self_check:
@@ -172,14 +181,16 @@ class _Written:
     pairs: list[Pair] = field(default_factory=list)
 
 
-def _screened(screen: Screen, pairs: Sequence[Pair], room: int | None, removed: Counter[str]) -> list[Pair]:
+def _screened(
+    screen: Screen, pairs: Sequence[Pair], seeds: Seeds, room: int | None, removed: Counter[str]
+) -> list[Pair]:
     """The pairs that pass the filters, at most `room` (None: all); the others are counted."""
     admitted: list[Pair] = []
     for pair in pairs:
         if room is not None and len(admitted) >= room:
             removed["surplus"] += 1
             continue
-        outcome = screen.admit(pair)
+        outcome = screen.admit(pair, seeds.tools)
         if isinstance(outcome, Pair):
             admitted.append(outcome)
         else:
@@ -221,10 +232,11 @@ def _row(pair: Pair, seeds: Seeds, prompt: TeacherPrompt, round_number: int, gen
     messages = [Message(role="system", content=seeds.system)] if seeds.system else []
     messages += [
         Message(role="user", content=pair.prompt),
-        Message(role="assistant", content=pair.answer),
+        _answer(pair, seeds),
     ]
     return make_row(
         messages,
+        tools=seeds.tools,
         response_format=seeds.response_format,
         source="generated",
         lineage=Lineage(
@@ -234,3 +246,8 @@ def _row(pair: Pair, seeds: Seeds, prompt: TeacherPrompt, round_number: int, gen
             prompt=content_digest([message.model_dump() for message in prompt.messages]),
         ),
     )
+
+
+def _answer(pair: Pair, seeds: Seeds) -> Message:
+    read = read_answer(pair.answer) if seeds.tools else SaidAndCalled(pair.answer)
+    return Message(role="assistant", content=read.content, tool_calls=as_openai(read.calls) or None)

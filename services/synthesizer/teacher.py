@@ -46,6 +46,7 @@ class ServiceTeacher:
             seed=prompt.seed,
             sample=prompt.sample,
             response_format=prompt.response_format,
+            tools=prompt.tools,
         )
 
 

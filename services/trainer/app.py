@@ -17,7 +17,7 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
 from llamaduo.errors import NotYet, PermanentError, UserInputError
-from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, TrainingRequested, WorkSpan
+from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, TrainingRequested, WeakRow, WorkSpan
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
@@ -114,6 +114,7 @@ async def prepare(
         base_name=base.name,
         recipe=spec.recipe,
         seed=spec.seed,
+        tool_wording=spec.tool_wording,
         out=folder / "adapter",
         work=folder / "checkpoints",
     )
@@ -135,6 +136,7 @@ async def announce(
         base_model=base.name,
         base_digest=base.digest,
         rank=spec.recipe.rank,
+        tool_wording=spec.tool_wording,
     )
     return AdapterTrained(
         migration=event.migration,
@@ -153,6 +155,7 @@ async def announce(
         label_tokens=result.label_tokens,
         seed=result.seed,
         versions=result.versions,
+        weak=[WeakRow(row=row, loss=loss) for row, loss in result.weak],
         work=[WorkSpan(kind="training", began=result.began, ended=result.ended)],
     )
 

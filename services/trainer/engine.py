@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.errors import PermanentError, RetryableError
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.tool_calls import ToolWording
 
 LOG_NAME = "train.log"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -33,6 +34,7 @@ class TrainJob(BaseModel):
     base_name: str = Field("", description="written into the adapter's config; the folder's name if empty")
     recipe: Recipe = Recipe()
     seed: int = 0
+    tool_wording: ToolWording = "text"
     out: Path
     work: Path
 
@@ -59,6 +61,11 @@ class TrainResult(BaseModel):
     loss: float = Field(description="mean training loss of the last ten steps, nats a token")
     validation_loss: float | None = Field(description="at `best_step`, nats a token")
     validation_curve: list[tuple[int, float]] = Field(description="step and validation loss")
+    weak: list[tuple[str, float]] = Field(
+        default_factory=list,
+        description="validation rows that it would not answer word for word, with their loss in nats a token; the "
+        "highest first",
+    )
     rows_given: int
     rows_kept: int = Field(description="rows given less those whose prompt alone fills `max_length`")
     rows_cut: int = Field(description="kept rows that lost the end of their answer to `max_length`")

@@ -47,6 +47,7 @@ class FakeTrainingEngine:
             loss=_loss(steps),
             validation_loss=_loss(steps) if job.validation else None,
             validation_curve=[(steps, _loss(steps))] if job.validation else [],
+            weak=_weak(job),
             rows_given=len(rows),
             rows_kept=len(rows),
             rows_cut=0,
@@ -65,6 +66,12 @@ class FakeTrainingEngine:
 
 def _loss(step: int) -> float:
     return math.exp(-step / 20)
+
+
+def _weak(job: TrainJob) -> list[tuple[str, float]]:
+    """Every second validation row by id, as if it had not been learnt."""
+    rows = read_rows(job.validation) if job.validation else []
+    return [(row.id, 1.0) for row in rows[::2]]
 
 
 def _write_adapter(job: TrainJob, rows: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,16 @@ from trl import SFTConfig, SFTTrainer
 
 from llamaduo.datasets import Row
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.tools_in_words import in_words
 from services.trainer.checkpoints import StoppedEarly, mark_whole, newest_whole
 from services.trainer.engine import ADAPTER_FILES, TrainingImpossible, TrainJob, TrainProgress
+from services.trainer.rendering import tokenized
 from services.trainer.rows import read_rows, row_order
+from services.trainer.weak_rows import IGNORED, weak_rows
 
 # Up to this many tokens a row, plain attention is the quickest on CPUs with AMX; beyond, it takes much memory.
 EAGER_UP_TO = 256
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Trained:
     loss: float
     validation_loss: float | None
     validation_curve: list[tuple[int, float]]
+    weak: list[tuple[str, float]]
     rows_given: int
     rows_kept: int
     rows_cut: int
@@ -83,14 +86,14 @@ def train(
         tokenizer.pad_token = tokenizer.eos_token
 
     rows = read_rows(job.train)
-    lengths = _token_counts(rows, tokenizer)
+    train_set, lengths = _dataset(rows, job, tokenizer)
     kept_validation = read_rows(job.validation) if job.validation else []
     longest = min(recipe.max_length, max(lengths))
     trainer = AnswerTrainer(
         model=_base_model(job, cuda, precision, longest),
         args=_arguments(job, cuda, precision, bool(kept_validation)),
-        train_dataset=_dataset(rows),
-        eval_dataset=_dataset(kept_validation) if kept_validation else None,
+        train_dataset=train_set,
+        eval_dataset=_dataset(kept_validation, job, tokenizer)[0] if kept_validation else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.rank,
@@ -113,6 +116,7 @@ def train(
     if state.global_step < recipe.steps:
         raise StoppedEarly
     _write_adapter(trainer.model, job)
+    weak = trainer.weak_rows(recipe.batch_size) if kept_validation else []
 
     curve = [(int(e["step"]), float(e["eval_loss"])) for e in state.log_history if "eval_loss" in e]
     losses = [float(e["loss"]) for e in state.log_history if "loss" in e][-10:]
@@ -123,6 +127,7 @@ def train(
         loss=sum(losses) / len(losses),
         validation_loss=float(state.best_metric) if curve else None,
         validation_curve=curve,
+        weak=weak,
         rows_given=len(rows),
         rows_kept=rows_kept,
         # A row whose prompt alone fills the limit is gone, one whose answer crosses it is cut.
@@ -152,28 +157,44 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean cross-entropy of the labelled tokens, nats a token."""
-        forward = model.get_base_model().forward
-        if (
-            return_outputs
-            or self.args.device.type != "cpu"
-            or "logits_to_keep" not in inspect.signature(forward).parameters
-        ):
+        if return_outputs or self.args.device.type != "cpu" or "logits_to_keep" not in _parameters(model):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-        logits = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-            logits_to_keep=columns,
-        ).logits
-        labels = labels[:, columns]
+        logits, labels = answer_logits(model, inputs)
         learned = labels != IGNORED
         loss = torch.nn.functional.cross_entropy(logits[learned].float(), labels[learned], reduction="sum")
         return loss / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
 
+    def weak_rows(self, batch_size: int) -> list[tuple[str, float]]:
+        """What the model, as it is now, has not learnt of the validation rows; see the function of that name."""
+
+        def logits_of(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            with self.compute_loss_context_manager():
+                return answer_logits(self.model, {name: value.to(self.args.device) for name, value in batch.items()})
+
+        self.model.eval()
+        ids = list(self.eval_dataset["row"])
+        return weak_rows(self.eval_dataset, ids, batch_size, self.data_collator, logits_of)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: the card would name this machine's folders."""
+
+
+def answer_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (rows, columns, words) and labels (rows, columns) of the columns in which any row has a token to learn;
+    where the model can, no others are computed.
+    """
+    labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+    columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+    some = {"logits_to_keep": columns} if "logits_to_keep" in _parameters(model) else {}
+    logits = model(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **some
+    ).logits
+    return (logits if some else logits[:, columns]), labels[:, columns]
+
+
+def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    """Of the base model's forward, which the adapter's wrapper passes everything on to."""
+    return inspect.signature(model.get_base_model().forward).parameters
 
 
 class _FixedOrder(torch.utils.data.Sampler, Sized):  # type: ignore[misc]
@@ -224,15 +245,20 @@ def _precision(recipe: Recipe, cuda: bool) -> str:
     return "bf16" if info.is_file() and "amx_bf16" in info.read_text() else "fp32"
 
 
-def _token_counts(rows: list[Row], tokenizer: Any) -> list[int]:
-    conversations = [[m.model_dump() for m in row.messages] for row in rows]
-    return [len(ids) for ids in tokenizer.apply_chat_template(conversations, return_dict=True)["input_ids"]]
+def _dataset(rows: list[Row], job: TrainJob, tokenizer: Any) -> tuple[Any, list[int]]:
+    """The rows as TRL takes them, and how many tokens each has.
 
-
-def _dataset(rows: list[Row]) -> Any:
-    """Conversational prompt and completion: the only form in which TRL masks the prompt for every template."""
-    plain = [[m.model_dump() for m in row.messages] for row in rows]
-    return Dataset.from_list([{"prompt": m[:-1], "completion": m[-1:]} for m in plain])
+    Conversational prompt and completion is the only form in which TRL masks the prompt for every template. Tools are
+    in words, just as inference asks with them, or rendered here.
+    """
+    if job.tool_wording == "template":
+        ready = tokenized(rows, tokenizer)
+        lengths = [len(row["input_ids"]) for row in ready]
+        return Dataset.from_list([{**one, "row": row.id} for one, row in zip(ready, rows, strict=True)]), lengths
+    plain = [[message.model_dump() for message in in_words(row.messages, row.tools)] for row in rows]
+    lengths = [len(ids) for ids in tokenizer.apply_chat_template(plain, return_dict=True)["input_ids"]]
+    pairs = [{"prompt": m[:-1], "completion": m[-1:], "row": row.id} for m, row in zip(plain, rows, strict=True)]
+    return Dataset.from_list(pairs), lengths
 
 
 def _base_model(job: TrainJob, cuda: bool, precision: str, longest: int) -> Any:

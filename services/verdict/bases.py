@@ -7,7 +7,7 @@ for the round: its failures say what the next round's data is to be about.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamaduo.events import (
@@ -17,11 +17,13 @@ from llamaduo.events import (
     Event,
     Marks,
     ResponsesRequested,
+    ServingRequested,
     TrainingRequested,
     WorkFailed,
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import mean_of
+from llamaduo.migrations.serving_gate import judge_serving
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.judging import Outcome, judge_round
 from services.verdict.marks import shards_marked
@@ -129,6 +131,8 @@ def lost_bases(view: MigrationView, spec: MigrationSpec, number: int) -> dict[in
             continue
         if isinstance(event, ResponsesRequested):
             done = event.shard in view.generated(event.candidate.key, event.split)
+        elif isinstance(event, ServingRequested):
+            done = view.measured(*place) is not None
         else:
             done = view.adapter(*place) is not None
         if not done:
@@ -145,6 +149,8 @@ def trained_or_answered(failure: WorkFailed, event: Event) -> tuple[int, int] | 
             return event.round, event.base
         case ResponsesRequested(candidate=Candidate(kind="adapter", round=int(number), base=base), split="test"):
             return (number, base) if failure.consumer == "inference" else None
+        case ServingRequested() if failure.consumer == "inference-serving":
+            return event.round, event.candidate.base
     return None
 
 
@@ -154,4 +160,10 @@ def _judged(
     key = Candidate(kind="adapter", round=number, base=base).key
     local = shards_marked(view, key, "test", spec.awaited)
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
-    return judge_round(spec, number, of, local, service, failures_wanted)
+    outcome = judge_round(spec, number, of, local, service, failures_wanted)
+    measured = view.measured(number, base)
+    if outcome.verdict != "passed" or measured is None:
+        return outcome
+    speed = judge_serving(spec.gate, measured)
+    note = "; ".join(part for part in (outcome.note, speed.told) if part)
+    return replace(outcome, verdict=speed.verdict, note=note)

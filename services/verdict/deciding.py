@@ -27,6 +27,7 @@ from llamaduo.events import (
     ReferencesRequested,
     ResponsesRequested,
     ResumeRequested,
+    ServingRequested,
     TrainingRequested,
 )
 from llamaduo.migrations.fold import MigrationView
@@ -136,6 +137,10 @@ def _round(view: MigrationView, spec: MigrationSpec, number: int, data: DatasetR
         local = shards_marked(view, candidate.key, "test", spec.awaited)
         ahead = prefix_length(local) + shards_ahead(spec.marking, outcome)
         return _ask(view, data, candidate, "test", range(min(of, ahead)))
+    if outcome.verdict == "passed" and spec.gate.serving is not None:
+        measured = view.measured(number, candidate.base)
+        if measured is None:
+            return [_measure(view, spec, number, candidate, data)]
     shared = {
         "migration": view.migration,
         "round": number,
@@ -150,6 +155,24 @@ def _round(view: MigrationView, spec: MigrationSpec, number: int, data: DatasetR
     if outcome.verdict == "passed":
         return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
     return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
+
+
+def _measure(
+    view: MigrationView, spec: MigrationSpec, number: int, candidate: Candidate, data: DatasetReady
+) -> ServingRequested:
+    """Have the adapter measured as it is served; the marks are sure by now, so it is asked once."""
+    serving = spec.gate.serving
+    assert serving is not None
+    return ServingRequested(
+        migration=view.migration,
+        round=number,
+        candidate=candidate,
+        rows=data.splits["test"],
+        requests=serving.requests,
+        concurrency=serving.concurrency,
+        max_tokens=spec.generation.max_tokens,
+        temperature=spec.generation.temperature,
+    )
 
 
 def _ask_again(
@@ -234,7 +257,7 @@ def _complete(
     An advisory evaluator is waited for only as long as a required one may stay silent.
     """
     lost = _lost(view)
-    patience = timedelta(seconds=spec.marking.silent_after_s)
+    patience = timedelta(seconds=spec.silence_s)
     asked, generated = view.asked(candidate.key, split), view.generated(candidate.key, split)
     for shard in range(of):
         answered = generated.get(shard)
@@ -331,7 +354,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         name: max((e.at for e in view.of_type(EvalScored) if e.evaluator == name), default=None)
         for name in spec.awaited
     }
-    limit = timedelta(seconds=spec.marking.silent_after_s)
+    limit = timedelta(seconds=spec.silence_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
     rounds = [n for n in view.rounds if view.decision(n) is None]
     every = [Candidate(kind="adapter", round=n, base=base) for n in rounds for base in range(len(spec.bases))]
@@ -349,7 +372,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                 if now - since >= limit and shard not in view.scored(key, split, name):
                     return (
                         f"evaluator {name!r} has not marked shard {shard} of {key} for "
-                        f"{spec.marking.silent_after_s:g} s: is it running?"
+                        f"{spec.silence_s:g} s: is it running?"
                     )
     for asked in view.of_type(MarksRequested):
         since = max(asked.at, resumed, busy.get(asked.evaluator) or resumed)
@@ -359,6 +382,6 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
         if not any(scored.repeat == asked.repeat for scored in marked):
             return (
                 f"evaluator {asked.evaluator!r} has not marked shard {asked.shard} of {asked.candidate.key} again "
-                f"for {spec.marking.silent_after_s:g} s: is it running?"
+                f"for {spec.silence_s:g} s: is it running?"
             )
     return None

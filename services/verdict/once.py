@@ -32,6 +32,9 @@ async def decide_once(asked: VerdictAsked) -> VerdictDone:
     except ValueError as error:
         raise UserInputError(str(error), field="gate") from error
     assert outcome.verdict != "waiting"
+    if outcome.verdict == "passed" and spec.gate.serving is not None and spec.gate.serving.limits:
+        note = "the marks pass; gate.serving asks how fast the adapter is served, which a migration measures"
+        return VerdictDone(marks=marks, verdict=None, note=note)
     return VerdictDone(marks=marks, verdict=outcome.verdict, note=outcome.note, failures=outcome.failures)
 
 

@@ -93,7 +93,7 @@ def check_folder(folder: Path) -> None:
             raise UserInputError(f"part {missing[0]} of the weights is missing", file=where)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserInputError("no tokenizer here", file=where)
-    if _chat_template(folder) is None:
+    if chat_template_of(folder) is None:
         raise UserInputError(
             "no chat template here", file=where, hint="take the instruction-tuned variant of this model"
         )
@@ -108,7 +108,7 @@ def folder_digest(folder: Path, cache: Path) -> str:
     files = {p.name: p for p in folder.glob("*.safetensors")}
     files |= {name: folder / name for name in _DIGESTED if (folder / name).is_file()}
     parts = {name: file_digest(path, cache) for name, path in files.items()}
-    if "chat_template.jinja" not in parts and (template := _chat_template(folder)) is not None:
+    if "chat_template.jinja" not in parts and (template := chat_template_of(folder)) is not None:
         parts["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     listing = "".join(f"{name}\n{digest}\n" for name, digest in sorted(parts.items()))
     return hashlib.sha256(listing.encode()).hexdigest()
@@ -154,7 +154,8 @@ def _json_of(file: Path) -> dict[str, Any]:
     return found
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template_of(folder: Path) -> str | None:
+    """The chat template in a model's folder, of several all as JSON; None where there is none."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):

@@ -200,6 +200,7 @@ def question_of(row: ShardRow, sample: int, answer: str, task: Task) -> dict[str
         "sample": sample,
         "meta": row.meta,
         "response_format": row.response_format,
+        "tools": row.tools,
         "options": dict(task.options),
     }
 

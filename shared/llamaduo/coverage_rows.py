@@ -90,7 +90,7 @@ def row_of(raw: Any, columns: Columns | None = None) -> Row:
 def _row(messages: list[Message], given: Mapping[str, Any], meta: dict[str, Any]) -> Row:
     return make_row(
         messages,
-        tools=_tools(_parsed(given.get("tools"))),
+        tools=tools_of(_parsed(given.get("tools"))),
         response_format=_response_format(_parsed(given.get("response_format"))),
         meta=meta,
     )
@@ -153,20 +153,6 @@ def _parsed(value: Any) -> Any:
     return value if is_deeper(parsed, MOST_LEVELS) else parsed
 
 
-def _tools(value: Any) -> list[dict[str, Any]] | None:
-    if value is None or value == []:
-        return None
-    if not isinstance(value, list):
-        raise BadRow(f"must be a list of tools, not {shown(value)}", "tools")
-    for place, tool in enumerate(value):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadRow(
-                "is no tool", f"tools[{place}]", '{"type": "function", "function": {"name": …, "parameters": …}}'
-            )
-    return value
-
-
 def _response_format(value: Any) -> dict[str, Any] | None:
     where, example = "response_format", '{"type": "json_schema", "json_schema": {"name": …, "schema": …}}'
     if value is None:
@@ -208,6 +194,28 @@ def _from_columns(given: Mapping[str, Any], answer: Column, names: Columns) -> l
     return [
         Message.model_validate({"role": role, "content": _text(given[name], names[name])}) for role, name in columns
     ]
+
+
+def prompt_of(raw: Any) -> list[Message]:
+    """The messages of a request, in whatever order they come. BadRow says what is wrong."""
+    if not isinstance(raw, list) or not raw:
+        raise BadRow(f"must be a list of messages, not {shown(raw)}", "messages")
+    return [_message(one, f"messages[{place}]") for place, one in enumerate(raw)]
+
+
+def tools_of(value: Any) -> list[dict[str, Any]] | None:
+    """The tools of a row or a request; None where there are none. BadRow says what is wrong."""
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list):
+        raise BadRow(f"must be a list of tools, not {shown(value)}", "tools")
+    for place, tool in enumerate(value):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow(
+                "is no tool", f"tools[{place}]", '{"type": "function", "function": {"name": …, "parameters": …}}'
+            )
+    return value
 
 
 def messages_of(raw: Any) -> list[Message]:

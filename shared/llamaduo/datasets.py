@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llamaduo.identity import canonical_json, content_digest, identity
+from llamaduo.tool_calls import SaidAndCalled, call_of
 
 
 def _is_none(value: object) -> bool:
@@ -38,15 +39,16 @@ class Message(BaseModel):
     def _says_something(self) -> Self:
         if not self.content and not self.tool_calls and self.role != "tool":
             raise ValueError("a message has a content, or calls tools")
+        for call in self.tool_calls or ():
+            if not isinstance(call.get("id"), str) or not isinstance(call.get("function"), dict):
+                raise ValueError("a call of a tool has an `id` and a `function`")
+            call_of(call)
         return self
 
     @property
     def text(self) -> str:
-        """What a model writes to say this: the content, or the tool calls as canonical JSON without their ids."""
-        if not self.tool_calls:
-            return self.content
-        calls = canonical_json({"tool_calls": [call.get("function", call) for call in self.tool_calls]})
-        return f"{self.content}\n{calls}" if self.content else calls
+        """What a model writes to say this: the content, and the tool calls as one line of JSON without their ids."""
+        return SaidAndCalled(self.content, tuple(map(call_of, self.tool_calls or ()))).text
 
 
 class Lineage(BaseModel):
@@ -87,7 +89,12 @@ class Row(BaseModel):
     @property
     def needs_tools(self) -> bool:
         """Whether tools are offered, or called anywhere in the conversation."""
-        return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
+        return bool(self.tools or self.messages[-1].tool_calls) or self.follows_a_tool
+
+    @property
+    def follows_a_tool(self) -> bool:
+        """Whether the prompt holds calls of tools and what they gave."""
+        return any(m.tool_calls or m.role == "tool" for m in self.prompt)
 
     @property
     def user_text(self) -> str:
@@ -106,6 +113,7 @@ class ShardRow(BaseModel):
     errors: list[str] = Field(default_factory=list, description="why, for each missing answer")
     meta: dict[str, Any] = Field(default_factory=dict)
     response_format: dict[str, Any] | None = _if_there("the form that the answer was asked in")
+    tools: list[dict[str, Any]] | None = _if_there("the tools that were offered")
 
 
 def row_id(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from llamaduo.errors import BadEvent
 from llamaduo.identity import identity
+from llamaduo.tool_calls import ToolWording
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Split = Literal["train", "validation", "test", "holdout"]
@@ -47,6 +48,7 @@ class CallCounts(Part):
     """Service-LLM calls behind one result."""
 
     made: int = 0
+    batched: int = Field(0, description="of those made: answered in a batch, at its lower price")
     from_ledger: int = 0
     rebought: int = Field(0, description="calls in flight at a kill that may have been paid twice")
     failed: int = Field(0, description="tries that brought no answer: 429s, errors, timeouts, refusals of a request")
@@ -72,6 +74,7 @@ class Adapter(Part):
     base_model: str
     base_digest: str
     rank: int
+    tool_wording: ToolWording = "text"
 
 
 class Candidate(Part):
@@ -205,6 +208,13 @@ class TrainingRequested(OfRound):
         return (self.round, self.base)
 
 
+class WeakRow(Part):
+    """A validation row whose answer an adapter would not give word for word."""
+
+    row: str
+    loss: float = Field(description="nats a token of the answer")
+
+
 class AdapterTrained(OfRound):
     """A round's adapter and how it was made."""
 
@@ -223,6 +233,7 @@ class AdapterTrained(OfRound):
     label_tokens: int = 0
     seed: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
+    weak: list[WeakRow] = Field(default_factory=list, description="the rows with the highest loss, that first")
     work: list[WorkSpan] = Field(default_factory=list)
 
     def job_key(self) -> tuple[str | int, ...]:
@@ -363,6 +374,45 @@ class EvalPassed(RoundDecided):
     candidate: Candidate
 
 
+class ServingRequested(OfRound):
+    """Measure how fast this round's adapter answers where it is served: it passed all else of its gate."""
+
+    type: Literal["serving.requested"] = "serving.requested"
+    candidate: Candidate
+    rows: ArtifactRef = Field(description="the whole test split, in its frozen order")
+    requests: int = Field(ge=1, description="to measure; with fewer rows than that each is asked more than once")
+    concurrency: int = Field(ge=1, description="requests in flight")
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.candidate.base) if self.candidate.base else (self.round,)
+
+
+class ServingMeasured(OfRound):
+    """How fast the engine that serves this round's adapter answered a burst of test prompts."""
+
+    type: Literal["serving.measured"] = "serving.measured"
+    candidate: Candidate
+    name: str = Field(description="the name under which the adapter is served")
+    replica: str = ""
+    url: str = Field("", description="the engine's OpenAI endpoint")
+    concurrency: int = Field(ge=1, description="requests in flight")
+    asked: int = Field(0, description="requests that were to be measured")
+    seconds: list[float] = Field(
+        default_factory=list,
+        description="of each request answered, from its being given to the engine to its last token",
+    )
+    wall_s: float = Field(0.0, ge=0, description="seconds the whole burst took")
+    too_long: int = Field(0, description="prompts that did not fit the model's window; not measured")
+    input_tokens: int = 0
+    output_tokens: int = 0
+    work: list[WorkSpan] = Field(default_factory=list)
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.candidate.base) if self.candidate.base else (self.round,)
+
+
 class AdapterPromoted(OfRound):
     """The alias now means this adapter."""
 
@@ -499,7 +549,7 @@ class MigrationStopped(MigrationEnded):
     """Ended without a pass by a named rule."""
 
     type: Literal["migration.stopped"] = "migration.stopped"
-    rule: Literal["rounds", "budget", "hours", "no_gain", "silent_evaluator", "error"]
+    rule: Literal["rounds", "budget", "hours", "no_gain", "serving", "silent_evaluator", "error"]
 
 
 class MigrationCancelled(MigrationEnded):
@@ -520,6 +570,8 @@ AnyEvent = (
     | EvalScored
     | EvalFailed
     | EvalPassed
+    | ServingRequested
+    | ServingMeasured
     | AdapterPromoted
     | AdapterRolledBack
     | AdapterLoaded

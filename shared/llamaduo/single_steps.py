@@ -29,6 +29,8 @@ from llamaduo.identity import identity
 from llamaduo.input_files import of_os_error
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.service_llm import Call, ProviderSender, Reply, Send, ServiceLLMClient
+from llamaduo.service_llm.batches import Tell
+from llamaduo.service_llm.sending_batches import BatchLook
 
 LEAVING_S = 20.0
 """How long an earlier run of the same step may take to write down what it still had in flight."""
@@ -173,8 +175,9 @@ async def buying(asked: Paid, step: str, most: int | None = None) -> AsyncIterat
             ledger=FolderKeyValue(asked.folder / "ledger"),
             budget=FolderKeyValue(asked.folder / "budget"),
             permits=FolderKeyValue(asked.folder / "permits"),
-            replica=f"single-{step}",
+            replica=f"single-{step}-{asked.task}",
             send=send,
+            tell=_batch_teller(step),
         )
         try:
             yield client, identity("single", step, asked.task)
@@ -200,6 +203,21 @@ async def _alone(path: Path, step: str) -> AsyncIterator[None]:
                     raise UserInputError(f"another `llamaduo {step}` of this task is running") from error
             await asyncio.sleep(0.1)
         yield
+
+
+def _batch_teller(step: str) -> Tell:
+    told = ""
+
+    async def tell(call: Call, look: BatchLook, batch: str) -> None:
+        nonlocal told
+        line = f"{step}: {batch}: {look.status}, {look.done + look.failed} of {look.total} calls"
+        if line != told:
+            wait = f"; it may take up to {call.llm.batch_wait_s / 3600:g} h" if not told else ""
+            sys.stderr.write(f"{line}{wait}\n")
+            sys.stderr.flush()
+            told = line
+
+    return tell
 
 
 class _Counting:

@@ -96,3 +96,29 @@ def test_a_loss_that_is_no_number_is_a_named_error(logs: dict[str, float]) -> No
     reporter.on_log(None, SimpleNamespace(global_step=1), None, {"loss": 1.0})
     with pytest.raises(TrainingImpossible, match="step 2: lower learning_rate"):
         reporter.on_log(None, SimpleNamespace(global_step=2), None, logs)
+
+
+def test_rows_not_learnt_are_those_with_a_likelier_token_somewhere_in_the_answer(trainer: Any) -> None:
+    import torch
+
+    from services.trainer.trl_training import answer_logits
+    from services.trainer.weak_rows import weak_rows
+
+    ids = [f"row{i}" for i in range(6)]
+    learned = {1, 4}
+
+    def logits_of(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's own logits; those of the learned rows say what is right."""
+        logits, labels = answer_logits(trainer.model, batch)
+        for place, tokens in enumerate(batch["input_ids"].tolist()):
+            if any(tokens[: len(r)] == r for r in (trainer.train_dataset[i]["input_ids"] for i in learned)):
+                logits[place] = 20.0 * torch.nn.functional.one_hot(labels[place].clamp(min=0), logits.shape[-1])
+        return logits, labels
+
+    trainer.model.eval()
+    found = weak_rows(trainer.train_dataset, ids, 4, trainer.data_collator, logits_of)
+    assert sorted(row for row, _ in found) == ["row0", "row2", "row3", "row5"]
+    losses = [loss for _, loss in found]
+    assert losses == sorted(losses, reverse=True)
+    expected = weak_rows(trainer.train_dataset, ids, 1, trainer.data_collator, logits_of)
+    assert dict(found) == pytest.approx(dict(expected), rel=1e-4), "whatever the batch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -10,8 +11,15 @@ import pytest
 
 from benchmarks.verdict import Cell, measure
 from llamaduo.bus.connection import Bus
-from llamaduo.events import EvalScored, ResponsesRequested
+from llamaduo.events import (
+    CancelRequested,
+    EvalScored,
+    MigrationCancelled,
+    ResponsesGenerated,
+    ResponsesRequested,
+)
 from llamaduo.migrations.fold import MigrationView, fold
+from llamaduo.migrations.report import build_report
 from services.inference.fake_engine import skill_of
 from tests.loop.test_loop import all_services, emulator, ended, log_of, spec_of, submit
 from tests.support import connected, nats_server, serving, until
@@ -62,6 +70,35 @@ async def test_a_real_loop_makes_about_as_many_judge_calls_as_the_simulation(
         return await completed(url) == calls_made(fold(await log_of(bus, migration)))
 
     await until(all_accounted_for, seconds=30, what="every call that the emulator counted in an event")
+
+
+async def test_what_a_cancel_stops_in_the_middle_is_told_of_call_by_call(tmp_path: Path) -> None:
+    """Answers and marks that nobody waits for any more are paid like all others, and stand in the report."""
+    with nats_server(tmp_path / "nats") as server:
+        async with (
+            connected(server, tmp_path) as bus,
+            emulator(latency_ms=150) as url,
+            serving(*all_services(server, tmp_path)),
+        ):
+            migration = await submit(bus, spec_of(url, evaluators=["llm-judge"], gate={"parity": {"margin": 3}}))
+
+            async def marking() -> bool:
+                """The third shard of answers and the first marks are on their way."""
+                return await completed(url) > 90
+
+            await until(marking, seconds=60, what="the first marks")
+            await bus.publish(CancelRequested(migration=migration, command="c-12345678"))
+            view = await until(lambda: ended(bus, migration), seconds=30, what="the end")
+            assert isinstance(view.ended, MigrationCancelled)
+
+            async def all_accounted_for() -> MigrationView | None:
+                view = fold(await log_of(bus, migration))
+                return view if await completed(url) == build_report(view, datetime.now(UTC)).calls.made else None
+
+            view = await until(all_accounted_for, seconds=30, what="every call that the emulator counted")
+            answers = [event.calls.made for event in view.of_type(ResponsesGenerated) if event.skipped]
+            marks = [event.calls.made for event in view.of_type(EvalScored) if event.skipped]
+            assert sum(answers) + sum(marks) > 0
 
 
 async def test_a_judge_without_noise_is_asked_again_for_one_shard_only(loop: tuple[Bus, str]) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llamaduo.artifacts import put_bytes
+from llamaduo.artifacts import put_bytes, read_bytes
 from llamaduo.bus.connection import Bus
 from llamaduo.cli.submission import migration_id
 from llamaduo.coverage_files import read_coverage
-from llamaduo.datasets import dump_rows
+from llamaduo.datasets import dump_rows, load_rows
 from llamaduo.events import (
     AdapterTrained,
     AnyEvent,
@@ -132,6 +132,11 @@ async def test_a_failed_verdict_sets_off_the_round_that_passes(server: NatsServe
         assert copied["exact-match"]["exact"].n == 200 and "llm-judge" not in copied
         assert view.alias is not None and view.alias.alias == "triage"
         assert len(view.of_type(AdapterTrained)) == view.passed.round + 1
+        weak = {one.row for one in view.of_type(AdapterTrained)[0].weak}
+        train = load_rows(await read_bytes(await bus.artifacts(), data.splits["train"]))
+        assert weak & {seed for row in train if row.lineage for seed in row.lineage.seeds}, (
+            "examples of the next round"
+        )
         async with aiohttp.ClientSession() as http:
             ledger = await (await http.get(url.removesuffix("/v1") + "/emulator/ledger")).json()
         made = sum(getattr(e, "calls", None).made for e in view.events.values() if hasattr(e, "calls"))  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -142,7 +143,7 @@ async def _client(bus: Bus, provider: Provider) -> ServiceLLMClient:
         ledger=await bus.bucket("ledger"),
         budget=await bus.bucket("budget"),
         permits=await bus.bucket("permits"),
-        replica=bus.name,
+        replica=uuid4().hex,
         send=provider,
     )
 

@@ -94,6 +94,9 @@ def test_it_learns_and_reports(uninterrupted: tuple[TrainResult, TrainJob]) -> N
     assert curve[6] < 0.7 * curve[2]
     assert result.validation_loss == min(curve.values()) == curve[result.best_step]
     assert (result.steps, result.seed) == (6, 7)
+    assert {row for row, _ in result.weak} <= {"r40", "r41", "r42", "r43"}
+    assert len(result.weak) == 4, "four numbers cannot be guessed after six steps"
+    assert sum(loss for _, loss in result.weak) / 4 == pytest.approx(result.validation_loss, rel=0.1)
     assert (result.rows_given, result.rows_kept, result.rows_cut) == (12, 12, 0)
     assert 0 < result.label_tokens < result.total_tokens
     assert 12 * 10 < result.label_tokens < 12 * 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -172,6 +173,66 @@ def test_a_whole_migration_by_command_line(cli: Cli, tmp_path: Path) -> None:
 
     cli.call("up", "--nats-port", "0", "--detach")
     assert cli.json("report")["status"] == "completed"
+    cli.call("down")
+
+
+def own_rows(path: Path) -> None:
+    """A team's own free text: notes from a garden club's members, and how the club has answered them."""
+    chance = random.Random(11)
+    members = ["Ada", "Bruno", "Chidi", "Dana", "Emre", "Freya", "Goran", "Hana", "Ilse", "Jonas", "Kiri", "Lev"]
+    plants = ["tomatoes", "roses", "a fig tree", "bamboo", "leeks", "clematis", "a quince", "dahlias", "hops", "sage"]
+    troubles = {
+        "has yellow leaves since the rain": "Let the soil dry out first and give some iron",
+        "will not flower though it is tall": "Less nitrogen and more sun will bring it to flower",
+        "was eaten by slugs over night": "Put a copper ring around it and look after dark with a torch",
+        "came from my aunt and needs a place": "Try the south wall, a hand deep, and water it in well",
+        "froze back to the ground in March": "Cut the dead wood in May and wait, the root is likely alive",
+        "grows into the neighbour's fence": "Dig a root barrier along the fence and cut back in autumn",
+    }
+    places = ["on the balcony", "behind the shed", "next to the pond", "in a clay pot", "at the allotment gate"]
+    every = [(m, p, t, w) for m in members for p in plants for t in troubles for w in places]
+    rows = [
+        {
+            "prompt": f"{member} writes: what I planted {place} ({plant}) {trouble}. What now?",
+            "response": f"Dear {member}, thanks for your note. {troubles[trouble]}; with {plant} that mostly helps.",
+        }
+        for member, plant, trouble, place in chance.sample(every, 120)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_five_lines_and_a_teams_own_free_text_are_enough(cli: Cli, tmp_path: Path) -> None:
+    """The spec that docs/spec.md begins with, with this system's model and service LLM in it."""
+    cli.call("up", "--emulator", "--nats-port", "0", "--detach")
+    until(lambda: ready(cli))
+    own_rows(tmp_path / "notes.jsonl")
+    llm = f'{{model: "openai:scripted-teacher", base_url: "{cli.note()["emulator_url"]}", requests_per_minute: 6000}}'
+    lines = [
+        "name: garden-notes",
+        "coverage: notes.jsonl",
+        "base_model: owner/fake",
+        f"service_llm: {llm}",
+        "gate: {parity: {margin: 3}}",
+    ]
+    shown = (ROOT / "docs" / "spec.md").read_text().split("```yaml\n")[1].split("```")[0].splitlines()
+    assert [line.partition(":")[0] for line in lines] == [line.partition(":")[0] for line in shown]
+    (tmp_path / "migration.yaml").write_text("\n".join(lines) + "\n")
+    said = cli.call("migrate", str(tmp_path / "migration.yaml"), "--watch", timeout=200)
+    assert "completed" in said
+
+    report = cli.json("report")
+    jsonschema.validate(report, report_schema())
+    assert (report["status"], report["name"]) == ("completed", "garden-notes")
+    last = report["rounds"][-1]
+    assert last["verdict"] == "passed" and last["marks"]["llm-judge"]["similarity"]["n"] > 0
+    first = report["rounds"][0]["rows_by_split"]
+    assert sum(first.values()) == 120 and min(first.values()) >= 2
+    assert report["service_llm"]["marks"]["llm-judge"]["similarity"]["n"] == first["test"]
+    assert report["holdout"]["llm-judge"] and report["served"]["alias"] == "garden-notes"
+    assert report["calls"]["made"] > first["test"]
+    cli.call("report", "--out", str(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Dear " in page and "What now?" in page
     cli.call("down")
 
 

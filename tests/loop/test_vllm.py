@@ -18,10 +18,13 @@ import pytest
 import pytest_asyncio
 
 from llamaduo.base_models import find_packaged_gguf, resolve
+from llamaduo.datasets import Message, make_row
 from llamaduo.errors import AdapterRejected
+from llamaduo.events import ArtifactRef, Candidate, ServingRequested
 from services.inference.adapter_check import WEIGHTS, read_base_shapes
 from services.inference.adapter_store import AdapterStore
 from services.inference.engine import AdapterFiles, GenerationRequest
+from services.inference.measuring import burst_requests, measure
 from services.inference.vllm_engine import BaseModel, EngineLimits, VllmEngine
 from services.inference.vllm_process import VllmOptions, VllmProcess
 from tests.adapter_files import described, write_adapter
@@ -219,6 +222,28 @@ async def test_base_answers_stay_the_bases_own_with_every_slot_filled(vllm: Runn
     assert together[0::2] == alone
     assert together[1::2] == adapted
     assert not set(alone) & set(adapted)
+
+
+async def test_a_burst_times_the_adapter_and_no_prefix_that_was_asked_before(vllm: Running) -> None:
+    name = await vllm.engine.load(vllm.adapter(9))
+    rows = [
+        make_row([Message(role="user", content=f"{n}: {LONG}"), Message(role="assistant", content="x")])
+        for n in range(3)
+    ]
+    asked = ServingRequested(
+        migration="m-1",
+        round=0,
+        candidate=Candidate(kind="adapter", round=0),
+        rows=ArtifactRef(uri="obj:x", sha256="0" * 64, size=1),
+        requests=6,
+        concurrency=2,
+        max_tokens=4,
+    )
+    requests = burst_requests(rows, asked, name)
+    plain = await vllm.ask(name, requests[0].messages[0]["content"], tokens=4)
+    assert [g.answers[0] for g in await vllm.engine.generate(requests[:1])] == [plain]
+    burst = await measure(vllm.engine, requests, asked.concurrency)
+    assert len(burst.seconds) == 6 and 0 < min(burst.seconds) <= burst.wall_s and burst.output_tokens >= 6
 
 
 async def test_prompt_logprobs_never_reach_vllm(vllm: Running) -> None:

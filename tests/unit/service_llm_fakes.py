@@ -6,7 +6,8 @@ import asyncio
 import heapq
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nats.errors import TimeoutError as NatsTimeout
@@ -14,6 +15,8 @@ from nats.errors import TimeoutError as NatsTimeout
 from llamaduo.bus.kv import Entry, KeyValue, MemoryKeyValue
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import Call, Reply, SendFailed, ServiceLLMClient
+from llamaduo.service_llm.batches import Tell
+from llamaduo.service_llm.sending_batches import BatchLook, SendBatches
 
 T = TypeVar("T")
 
@@ -113,6 +116,87 @@ class FakeProvider:
             self.now_in_flight -= 1
 
 
+@dataclass
+class SentBatch:
+    """A batch as its provider has it; `cancelled` is when that was asked for."""
+
+    tag: str
+    calls: list[Call]
+    sent: float
+    cancelled: float | None = None
+    done: dict[str, Reply | SendFailed] | None = None
+
+
+class FakeBatches:
+    """A provider of batches: each is done `takes` seconds after it was sent, and so it is when cancelled.
+
+    `fate` says what comes of a call; None: the batch does not come to it. `look` may put another word for how far it
+    is; `fuse` is of the process that asks.
+    """
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        *,
+        takes: float = 600.0,
+        fate: Callable[[Call], Reply | SendFailed | None] | None = None,
+        look: Callable[[BatchLook], BatchLook] = lambda seen: seen,
+        fuse: Fuse | None = None,
+    ) -> None:
+        self.clock, self.takes, self.look_so, self.fuse = clock, takes, look, fuse
+        self.sent: dict[str, SentBatch] = {}
+        self.paid: Counter[str] = Counter()
+        self.start_failures: list[tuple[bool, SendFailed]] = []
+        """The next sends fail so; True: the batch is taken all the same."""
+        self._fate = fate or (lambda call: Reply(f"re: {call.messages[-1]['content']}", "stop", 10, 5))
+
+    def _step(self) -> None:
+        if self.fuse is not None:
+            self.fuse.step()
+
+    async def start(self, _llm: ServiceLLM, tag: str, calls: Sequence[Call]) -> str:
+        self._step()
+        taken, failure = self.start_failures.pop(0) if self.start_failures else (True, None)
+        name = f"batch_{len(self.sent)}"
+        if taken:
+            self.sent[name] = SentBatch(tag, list(calls), self.clock.now())
+        if failure is not None:
+            raise failure
+        self._step()
+        return name
+
+    async def find(self, _llm: ServiceLLM, tag: str, since: float) -> str | None:
+        self._step()
+        return next((name for name, one in self.sent.items() if one.tag == tag and one.sent >= since), None)
+
+    async def look(self, _llm: ServiceLLM, batch: str) -> BatchLook:
+        self._step()
+        one, now = self.sent[batch], self.clock.now()
+        if one.done is None and now >= one.sent + self.takes:
+            one.done = {call.key: fate for call in one.calls if (fate := self._fate(call)) is not None}
+            self.paid.update(key for key, fate in one.done.items() if isinstance(fate, Reply))
+        elif one.done is None and one.cancelled is not None:
+            one.done = {}
+        status = "in_progress" if one.done is None else "completed" if one.cancelled is None else "cancelled"
+        return self.look_so(
+            BatchLook(status, one.done is not None, len(one.done or {}), failed=0, total=len(one.calls))
+        )
+
+    async def cancel(self, _llm: ServiceLLM, batch: str) -> None:
+        self.sent[batch].cancelled = self.clock.now()
+
+    async def replies(
+        self, _llm: ServiceLLM, batch: str, calls: Mapping[str, Call]
+    ) -> Mapping[str, Reply | SendFailed]:
+        self._step()
+        done = self.sent[batch].done
+        assert done is not None and set(done) <= set(calls)
+        return done
+
+    async def close(self) -> None:
+        pass
+
+
 class LossyKeyValue:
     """A bucket on a shaky connection: calls interleave, fail, or succeed without saying so."""
 
@@ -206,6 +290,9 @@ class Buckets:
         replica: str = "a",
         wrap: Callable[[KeyValue], KeyValue] = lambda kv: kv,
         max_tries: int = 6,
+        batches: SendBatches | None = None,
+        ended: Callable[[str], bool] = lambda _migration: False,
+        tell: Tell | None = None,
     ) -> ServiceLLMClient:
         return ServiceLLMClient(
             ledger=wrap(self.ledger),
@@ -213,6 +300,9 @@ class Buckets:
             permits=wrap(self.permits),
             replica=replica,
             send=provider,
+            send_batches=batches,
+            ended=ended,
+            tell=tell,
             clock=clock,
             max_tries=max_tries,
         )

@@ -59,6 +59,14 @@ def test_a_sound_spec_passes(tmp_path: Path) -> None:
     ]
 
 
+def test_more_requests_than_test_rows_are_a_note(tmp_path: Path) -> None:
+    serving = "  absolute: {exact-match.exact: 0.7}\n  serving: {latency_p95_s: 2}"
+    spec = GOOD.replace("  absolute: {exact-match.exact: 0.7}", serving)
+    note = "gate.serving: 100 requests over 20 test prompts ask some of them more than once"
+    assert note in prepare(write(tmp_path, spec), environment=KEYS).notes
+    assert note not in prepare(write(tmp_path, spec, rows=200), environment=KEYS).notes
+
+
 MISTAKES: list[tuple[str, str, int | None, str | None, str]] = [
     # (text in the good spec, replacement, line, field, what the message must hold)
     ("recipe:", "recipie:", 12, "recipie", "did you mean 'recipe'?"),

@@ -71,13 +71,9 @@ def test_each_stop_rule_has_its_advice() -> None:
 def test_every_kind_of_event_is_known_here() -> None:
     seen = {event.type for event in [*LOG, *mishaps()]}
     commands = {name for name in EVENT_TYPES if name.endswith("_requested")}
-    rest = {
-        "training.requested",
-        "marks.requested",
-        "adapter.rolled_back",
-        "migration.stopped",
-        "migration.cancelled",
-    }
+    rest = {"marks.requested", "adapter.rolled_back", "migration.stopped", "migration.cancelled"}
+    rest |= {"serving.requested", "serving.measured"}
+    rest.add("training.requested")
     assert seen | commands | rest == set(EVENT_TYPES)
 
 

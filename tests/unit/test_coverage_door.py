@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,16 +59,43 @@ def test_where_all_is_bad_there_is_nothing_to_go_on_with(tmp_path: Path, capsys:
     assert capsys.readouterr().err == f"llamaduo: {file}: holds no rows (all lines are bad)\n"
 
 
+FORM = {"type": "json_object"}
+RESULT: list[dict[str, Any]] = [
+    {"role": "user", "content": "q"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "function": {"name": "find", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "x"},
+    {"role": "assistant", "content": "a"},
+]
+
+
 @pytest.mark.usefixtures("elsewhere")
-def test_rows_with_tools_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_with_tools_pass_the_door(tmp_path: Path) -> None:
     spec = write(tmp_path)
     with (tmp_path / "tickets.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "p", "response": "r", "tools": [TOOL]}) + "\n")
+        file.write(json.dumps({"messages": RESULT, "tools": [TOOL]}) + "\n")
+    assert call(["migrate", str(spec), "--check"]) == 0
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_tools_that_cannot_be_learnt_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path)
+    file = tmp_path / "tickets.jsonl"
+    plain = file.read_text()
+    file.write_text(plain + json.dumps({"prompt": "p", "response": "r", "tools": [TOOL], "response_format": FORM}))
     assert call(["migrate", str(spec), "--check"]) == 2
     assert capsys.readouterr().err == (
-        f"llamaduo: {spec}:2: coverage: 1 of 41 rows offer or call tools, which cannot be learnt yet "
-        "(take those rows out, or what they have of `tools`)\n"
+        f"llamaduo: {spec}:2: coverage: 1 of 41 rows have both tools and a response format, which cannot be learnt "
+        "(take `response_format` out of those rows)\n"
     )
+    turns = [[{**RESULT[0], "content": f"question {n}"}, *RESULT[1:]] for n in range(40)]
+    file.write_text("".join(json.dumps({"messages": one, "tools": [TOOL]}) + "\n" for one in turns))
+    assert call(["migrate", str(spec), "--check"]) == 2
+    assert "every row goes on after a tool has answered" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -85,14 +113,14 @@ def test_the_same_rows_in_another_kind_of_file_are_the_same_migration(
     assert first == second
 
 
-async def test_past_the_door_rows_with_tools_are_refused_too(tmp_path: Path) -> None:
+async def test_past_the_door_they_are_refused_too(tmp_path: Path) -> None:
     store = ObjectStoreArtifacts(tmp_path.as_uri())
     plain = [Message(role="user", content="p"), Message(role="assistant", content="r")]
-    rows = [make_row(plain, tools=[TOOL])]
+    rows = [make_row(plain, tools=[TOOL], response_format=FORM)]
     event = MigrationRequested(
         migration="m",
         spec=parse_spec(GOOD, "migration.yaml").spec.model_dump(mode="json"),
         coverage=await put_bytes(store, dump_rows(rows), "application/x-ndjson"),
     )
-    with pytest.raises(PermanentError, match="offers or calls tools"):
+    with pytest.raises(PermanentError, match="both tools and a response format"):
         await first_round(event, store)

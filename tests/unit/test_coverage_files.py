@@ -204,7 +204,7 @@ def test_tool_calls_and_their_answers_are_kept() -> None:
     assert [message.role for message in row.messages] == [
         "system", "user", "assistant", "tool", "assistant", "user", "assistant"
     ]  # fmt: skip
-    assert row.messages[2].text == '{"tool_calls":[{"arguments":{"a":"x","b":1},"name":"find"}]}'
+    assert row.messages[2].text == '{"tool_calls":[{"name":"find","arguments":{"a":"x","b":1}}]}'
     assert row.answer == f"Let me see.\n{row.messages[2].text}"
     assert row.needs_tools
     assert load_rows(dump_rows([row])) == [row]

@@ -59,6 +59,10 @@ SPECS: list[tuple[str, str, str]] = [
      "11: gate.parity: must be a mapping of keys, not 3 (did you mean {margin: 3}?)"),
     ("absolute: {exact-match.exact: 0.7}", GATE,
      "11: gate.exact-match.exact: unknown key (did you mean absolute: {exact-match.exact: …}?)"),
+    (f"absolute: {{{GATE}}}", f"absolute: {{{GATE}}}\n  serving: {{latency_p95_s: 2, requests: 50}}",
+     "12: gate.serving.requests: 50 requests with 8 in flight cannot tell that (at least 59)"),
+    (f"absolute: {{{GATE}}}", f"absolute: {{{GATE}}}\n  serving: {{latency: 2}}",
+     "12: gate.serving.latency: unknown key (did you mean 'latency_p95_s'?)"),
     # --- keys that stand twice, and YAML that is none
     ("recipe:\n  steps: 80", "recipe:\n  steps: 80\n  steps: 90",
      "14: steps: this key stands twice, first in line 13"),
@@ -95,6 +99,13 @@ SPECS: list[tuple[str, str, str]] = [
     ("openai:gpt-x", "groq:llama-4",
      "5: service_llm.model: the provider 'groq' needs a package that is not installed "
      "(pip install 'pydantic-ai-slim[groq]')"),
+    ("openai:gpt-x", "anthropic:claude-x\n  batch: true",
+     "6: service_llm.batch: anthropic is not asked in batches, only openai and servers that speak its protocol are "
+     "(leave batch out)"),
+    ("openai:gpt-x", "openai:gpt-x\n  batch: half",
+     "6: service_llm.batch: must be a mapping of keys, not 'half' (it has the keys wait_hours, price_factor)"),
+    ("openai:gpt-x", "openai:gpt-x\n  batch: {wait_hours: 100}",
+     "6: service_llm.batch.wait_hours: must be at most 24, not 100"),
     ("openai:gpt-x", "openai:gpt-x\n  base_url: localhost:8000",
      "6: service_llm.base_url: must begin with http:// or https:// (did you mean http://… before it?)"),
     ("  model: openai:gpt-x\n", "  model: gpt-4o\n",

@@ -92,7 +92,7 @@ def test_the_ledger_counts_by_key_and_in_total() -> None:
     ledger.settle("a", 200, 10, 5, fault="cut")
     ledger.settle("a", 500)
     ledger.settle("b", 429)
-    ledger.settle(None, 200, 1, 1)
+    ledger.settle(None, 200, 1, 1, batched=True)
     assert ledger.view().model_dump() == {
         "keys": {"a": {"arrived": 2, "completed": 1}, "b": {"arrived": 1, "completed": 0}},
         "without_key": {"arrived": 3, "completed": 1},
@@ -103,6 +103,8 @@ def test_the_ledger_counts_by_key_and_in_total() -> None:
             "failed_500": 1,
             "prompt_tokens": 11,
             "completion_tokens": 6,
+            "batched": 1,
+            "billed_tokens": 16.0,
             "spoiled": {"cut": 1},
         },
     }

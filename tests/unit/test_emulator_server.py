@@ -204,6 +204,14 @@ async def test_an_unknown_model_path_or_body_is_refused_as_openai_does() -> None
         assert status == 404 and "error" in body
 
 
+async def test_what_the_filter_is_told_of_is_refused_however_often_it_is_sent() -> None:
+    async with emulator(refused_text="glow worm") as server, server.client() as client:
+        assert [await _ask(client, "my glow worm lamp is broken") for _ in range(3)] == [""] * 3
+        assert await _ask(client, "my lamp is broken")
+        _, seen = await server.get("/emulator/ledger")
+    assert isinstance(seen["totals"], dict) and seen["totals"]["spoiled"] == {"refused": 3}
+
+
 async def test_the_limit_is_refused_with_a_time_to_wait() -> None:
     async with emulator(rpm=2) as server, server.client() as client:
         await _ask(client)

@@ -102,8 +102,8 @@ def test_the_spec_passes_its_check(tmp_path: Path, name: str, number: int) -> No
     spec = made(tmp_path, dataset(tmp_path, SHAPES[name], number))
     assert spec["coverage"] == "rows.jsonl"
     assert spec["name"] == "rows"
-    judged = name in ("text", "prose")
-    assert spec["evaluators"] == ["llm-judge" if judged else "exact-match"]
+    judged, calls = name in ("text", "prose"), name in ("tools", "tool-calls")
+    assert spec["evaluators"] == ["llm-judge" if judged else "tool-call" if calls else "exact-match"]
     assert ("parity" in spec["gate"]) is judged
     assert spec["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -160,17 +160,12 @@ def test_too_few_rows_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_rows_that_cannot_be_learnt_give_no_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call_of_a_tool = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     data, out = tmp_path / "rows.jsonl", tmp_path / "migration.yaml"
-    data.write_text(
-        "\n".join(
-            json.dumps({"messages": [{"role": "user", "content": text(i)},
-                                     {"role": "assistant", "content": None, "tool_calls": [call_of_a_tool]}]})
-            for i in range(20)
-        )
-    )  # fmt: skip
+    row = {"response": "r", "tools": [tool], "response_format": {"type": "json_object"}}
+    data.write_text("\n".join(json.dumps({"prompt": text(i), **row}) for i in range(20)))
     assert call(["init", str(data), "--out", str(out)]) == 2
-    assert "coverage: 20 of 20 rows offer or call tools" in capsys.readouterr().err
+    assert "coverage: 20 of 20 rows have both tools and a response format" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -211,9 +206,9 @@ def test_names_and_labels_cannot_break_the_file(tmp_path: Path) -> None:
     assert spec["name"] == "t-glich-x-1"
 
 
-def test_whoever_decides_runs_on_every_bus() -> None:
+def test_whoever_decides_runs_on_every_bus_or_says_how() -> None:
     for choice in CHOICES.values():
-        assert choice.evaluator in ALWAYS_RUN
+        assert choice.evaluator in ALWAYS_RUN or f"llamaduo up --evaluator {choice.evaluator}" in choice.also
         assert choice.metric in METRICS[choice.evaluator]
         assert choice.also.rpartition(" ")[2] in METRICS
 

@@ -10,6 +10,7 @@ import pytest
 from llamaduo.built_in_evaluators import NOISY
 from llamaduo.errors import PermanentError
 from llamaduo.evaluators import Score
+from llamaduo.json_schemas import UnusableSchema
 from services.judge import json_schema, label_accuracy, tool_call
 from services.judge.catalogue import NAMES, make
 from tests.unit.judge_tasks import row, task
@@ -162,7 +163,7 @@ async def test_the_rows_schema_wins_over_the_specs_and_without_any_it_abstains()
 def test_a_schema_from_elsewhere_is_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[object] = []
     monkeypatch.setattr("urllib.request.urlopen", lambda request, *_, **__: fetched.append(request))
-    with pytest.raises(json_schema.UnusableSchema, match="not in it"):
+    with pytest.raises(UnusableSchema, match="not in it"):
         json_schema.valid({"$ref": "http://127.0.0.1:1/away"}, "7")
     assert not fetched
 

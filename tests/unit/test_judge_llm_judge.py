@@ -171,4 +171,4 @@ def test_the_catalogue_declares_without_a_client_and_names_what_it_knows() -> No
 
 
 def _candidate(asked: Call) -> str:
-    return asked.messages[1]["content"].split("<candidate>\n")[1].split("\n</candidate>")[0]
+    return str(asked.messages[1]["content"]).split("<candidate>\n")[1].split("\n</candidate>")[0]

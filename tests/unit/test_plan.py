@@ -138,6 +138,19 @@ def test_money_is_a_range_and_the_largest_is_the_largest() -> None:
     assert plan.money.every == pytest.approx(by_hand)
 
 
+def test_batches_halve_the_price_and_say_how_long_they_may_take() -> None:
+    whole, half = planned(), planned(service_llm={"model": "openai:gpt-4o", "batch": True})
+    assert whole.money is not None and half.money is not None
+    assert (half.money.first, half.money.every) == pytest.approx((whole.money.first / 2, whole.money.every / 2))
+    assert half.money.most == whole.money.most, "what a batch lacks is asked online"
+    assert "asked in batches" not in page(whole)
+    said = page(half)
+    assert "asked in batches, at 50% of the price; the answers of each piece of work may take up to 24 h" in said
+    assert "budgets.hours: 24 may go by before the first batch is answered" in said
+    mixed = planned(judge={"model": "openai:gpt-4o", "batch": {"wait_hours": 2}})
+    assert "! judge: asked in batches" in page(mixed) and "may go by before" not in page(mixed)
+
+
 def test_each_role_has_its_own_price() -> None:
     cheap = planned(judge="openai:unknown")
     assert cheap.money is None

@@ -22,6 +22,7 @@ from llamaduo.events import (
 )
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import Report, build_report, report_schema
+from llamaduo.migrations.stop_advice import ADVICE
 from tests.unit.synthetic_log import MIGRATION, at, complete_log, mishaps
 
 LOG = complete_log()
@@ -153,6 +154,8 @@ def test_no_secret_of_an_address_is_in_it() -> None:
 def test_other_ends() -> None:
     stopped = report_of([*LOG[:3], MigrationStopped(migration=MIGRATION, rule="rounds", reason="5 rounds")])
     assert (stopped.status, stopped.stopped_rule, stopped.ended_because) == ("stopped", "rounds", "5 rounds")
+    assert stopped.what_to_do == ADVICE["rounds"]
+    assert report_of(LOG).what_to_do == ""
     assert report_of([*LOG[:3], MigrationCancelled(migration=MIGRATION)]).status == "cancelled"
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
-from llamaduo.events import AnyEvent, MigrationRequested
+from llamaduo.events import AnyEvent, MigrationRequested, MigrationStopped
 from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.report import build_report
 from llamaduo.migrations.report_html import SideBySide, report_html, report_picture
-from tests.unit.synthetic_log import at, complete_log
+from llamaduo.migrations.stop_advice import ADVICE
+from tests.unit.synthetic_log import MIGRATION, at, complete_log
 
 LOG = complete_log()
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png>\" onload=\"x"
@@ -84,6 +86,15 @@ def test_shows_what_it_must() -> None:
     assert "prefers-color-scheme: dark" in page
     assert "url(" not in page
     assert "@import" not in page
+
+
+def test_a_stop_comes_with_what_to_do() -> None:
+    stopped = MigrationStopped(migration=MIGRATION, rule="no_gain", reason="no better mean in 3 rounds")
+    page = page_of([*LOG[:3], stopped])
+    check(page)
+    assert "Stopped by the rule “no_gain”: no better mean in 3 rounds" in page
+    assert escape(ADVICE["no_gain"]) in page
+    assert "What to do" not in page_of(LOG)
 
 
 def test_the_failing_rows_reasons_do_not_leak_markup() -> None:

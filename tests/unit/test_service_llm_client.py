@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,7 +10,7 @@ from datetime import timedelta
 import pytest
 from pydantic import BaseModel
 
-from llamaduo.errors import PermanentError, RetryableError, ServiceLLMRefused, UserInputError
+from llamaduo.errors import PermanentError, RetryableError, ServiceLLMRefused, UserInputError, WorkStopped
 from llamaduo.events import CallCounts
 from llamaduo.service_llm import (
     Answer,
@@ -173,6 +174,31 @@ async def test_counts_and_spans_of_a_job_are_the_same_after_a_restart() -> None:
     assert work_spans(whole) == [span]
     assert timedelta(seconds=2) <= span.ended - span.began < timedelta(seconds=2.1)
     assert provider.paid.total() == 3
+
+
+async def test_stopped_work_knows_what_it_has_bought_answers_on_their_way_included() -> None:
+    """Two are answered, two on their way, of which one is refused, and six were never asked; one is another's."""
+    clock, buckets = VirtualClock(), Buckets()
+    llm = LLM.model_copy(update={"concurrency": 2})
+    replies = {"t3": Reply("", "content_filter", 9, 0)}
+    provider = FakeProvider(
+        clock, latency=5, reply=lambda one: replies.get(one.messages[-1]["content"], Reply("ok", "stop", 10, 5))
+    )
+    client = buckets.client(provider, clock)
+    await clock.run(client.ask(call("t0", llm=llm, job="other"), FREE))
+    asked = asyncio.ensure_future(client.ask_all([call(f"t{n}", llm=llm) for n in range(10)], FREE))
+
+    async def stop_later() -> None:
+        await clock.sleep(7)
+        asked.cancel()
+        await asyncio.wait({asked})
+
+    await clock.run(stop_later())
+    with pytest.raises(WorkStopped) as stopped:
+        asked.result()
+    assert asked.cancelled() and provider.paid.total() == 5
+    counts = stopped.value.calls
+    assert (counts.made, counts.from_ledger, counts.refused, counts.input_tokens) == (4, 1, 1, 39)
 
 
 async def test_spans_are_a_union() -> None:

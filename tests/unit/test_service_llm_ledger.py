@@ -159,6 +159,21 @@ async def test_other_work_waits_for_a_call_under_way_and_takes_it_over_when_its_
     assert 50 <= clock.now() - killed_at < 65
 
 
+async def test_what_a_process_left_open_is_no_matter_to_the_one_that_follows_it_under_its_name() -> None:
+    """Started again, it may well take up other work first, which asks the same: nobody will ever answer it."""
+    clock, buckets = VirtualClock(), Buckets()
+    provider = FakeProvider(clock, latency=10)
+    task = asyncio.ensure_future(buckets.client(provider, clock, replica="a").ask(call(), FREE))
+    await quiet()
+    await _kill_everything_but_this()
+    assert task.done()
+    killed_at = clock.now()
+    answer = await clock.run(buckets.client(provider, clock, replica="a").ask(call(job="job-2"), FREE))
+    assert answer.rebought and answer.own
+    assert clock.now() - killed_at < 11
+    assert len(await rebought(buckets.ledger, "m1")) == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(fuse=st.integers(0, 60), number=st.integers(1, 4), latency=st.sampled_from([0.0, 1.0]))
 def test_killed_at_any_step_the_books_balance(fuse: int, number: int, latency: float) -> None:

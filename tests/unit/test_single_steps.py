@@ -24,6 +24,7 @@ from services.synthesizer.once import synthesize_once
 from services.verdict.once import decide_once
 from tests.unit.judge_tasks import row, task
 from tests.unit.test_cli_submission import GOOD, write
+from tests.unit.test_emulator_server import emulator
 
 ROWS = 60
 
@@ -77,6 +78,24 @@ async def test_the_gate_is_decided_as_in_round_0(
     assert interval.n == ROWS and interval.low <= 1 - failing / ROWS <= interval.high
 
 
+async def test_a_step_asks_in_a_batch_where_its_spec_says_so_and_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with emulator(batch_ms=0) as server:
+        llm = {"model": "openai:teacher", "base_url": f"{server.root}/v1", "batch": True}
+        answers = [row(f"r{n}", "yes", f"no {n}") for n in range(5)]
+        spec = spec_of(service_llm=llm)
+        asked = MarksAsked(task="s-1", folder=tmp_path, spec=spec, answers=answers, evaluators=["llm-judge"])
+        for _ in range(2):  # the second time all is in the ledger
+            [scored] = (await judge_once(asked)).scored
+            assert (scored.calls.made, scored.calls.batched) == (5, 5)
+        _, ledger = await server.get("/emulator/ledger")
+    totals: Any = ledger["totals"]
+    assert totals["batched"] == totals["completed"] == 5
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("judge: batch_") and line.endswith("completed, 5 of 5 calls; it may take up to 24 h")
+
+
 async def test_a_gate_of_parity_needs_the_bar_and_takes_it(tmp_path: Path) -> None:
     spec = spec_of(gate={"parity": {"margin": 30}})
     alone = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: True)))
@@ -91,6 +110,18 @@ async def test_a_gate_of_parity_needs_the_bar_and_takes_it(tmp_path: Path) -> No
     for right, bar, verdict in ((perfect, bad, "passed"), (bad, perfect, "failed")):
         marks = await marked(tmp_path, spec, right, bar)
         assert (await decide_once(VerdictAsked(spec=spec, marks=marks))).verdict == verdict
+
+
+async def test_a_gate_on_serving_is_not_passed_by_marks_alone(tmp_path: Path) -> None:
+    absolute = {"exact-match.exact": 0.7}
+    spec = spec_of(gate={"absolute": absolute, "serving": {"latency_p95_s": 1}})
+    done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: True)))
+    assert done.verdict is None and "gate.serving" in done.note
+    done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: False)))
+    assert done.verdict == "failed"
+    spec = spec_of(gate={"absolute": absolute, "serving": {}})
+    done = await decide_once(VerdictAsked(spec=spec, marks=await marked(tmp_path, spec, lambda n: True)))
+    assert done.verdict == "passed"
 
 
 async def test_an_evaluator_that_did_not_mark_leaves_the_gate_open(tmp_path: Path) -> None:

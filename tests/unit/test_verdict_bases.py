@@ -22,6 +22,7 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
     ResponsesRequested,
+    ServingRequested,
     TrainingRequested,
     WorkFailed,
 )
@@ -99,6 +100,16 @@ def test_a_larger_one_that_is_ready_first_waits_for_the_smaller_one() -> None:
     view.add(trained(0))
     asked = [e.candidate.key for e in due(view, START) if isinstance(e, ResponsesRequested)]
     assert "round-0" in asked and "round-0-base-1" not in asked
+
+
+def test_each_that_passes_its_marks_is_measured_and_one_too_slow_has_failed() -> None:
+    gate = {"absolute": {"exact-match.exact": 0.7}, "serving": {"latency_p95_s": 1.0}}
+    log = simulate(skilled(0.95, 0.97), gate=gate, seconds=[30.0] * 200, **TWO)
+    asked = [e for e in log if isinstance(e, ServingRequested)]
+    assert [e.candidate.key for e in asked] == ["round-0", "round-0-base-1"] and asked[0].id != asked[1].id
+    failed = next(e for e in log if isinstance(e, EvalFailed))
+    assert [one.verdict for one in failed.bases] == ["failed", "failed"]
+    assert isinstance(log[-1], MigrationStopped) and log[-1].rule == "serving"
 
 
 def test_the_report_names_the_base_model_that_won() -> None:

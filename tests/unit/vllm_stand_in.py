@@ -16,7 +16,7 @@ class VllmStandIn:
 
     `unchanged` are adapters that answer like the base. `breaks_at` requests, the engine breaks down. Without
     `unloads` it keeps what it has. `root` is where it says that its base model is from; with an `api_key`
-    it answers nobody without.
+    it answers nobody without. `says` is what it answers to everything.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,7 @@ class VllmStandIn:
         self.unloads = True
         self.root: str | None = None
         self.api_key: str | None = None
+        self.says: str | None = None
         self._broken = False
         self._runner: web.AppRunner | None = None
         self._ended = asyncio.Event()
@@ -127,7 +128,7 @@ class VllmStandIn:
             message = "This model's maximum context length is 512 tokens."
             return web.json_response({"error": {"message": message}}, status=400)
         speaks_like = "base" if model in self.unchanged else model
-        text = f"{speaks_like} says {body['seed']} to {prompt}"
+        text = self.says or f"{speaks_like} says {body['seed']} to {prompt}"
         return web.json_response(
             {
                 "choices": [

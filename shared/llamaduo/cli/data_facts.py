@@ -17,6 +17,7 @@ from llamaduo.errors import UserInputError
 from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
 from llamaduo.migrations.spec import FEWEST, Splits, Synthesis
+from llamaduo.tools_in_words import in_words
 
 EXTRA = "pip install 'llamaduo[data]'"
 CHARS_A_TOKEN = 4
@@ -64,9 +65,10 @@ def facts_of(rows: Sequence[Row], repeats: int, skipped: int, tokens: TokenCount
 
     `repeats` and `skipped` are lines that said the same again, and bad ones that were left out.
     """
-    prompts = [sum(tokens.count(message.text) for message in row.prompt) for row in rows]
+    said = [tuple(message.content for message in in_words(row.prompt, row.tools)) for row in rows]
+    prompts = [sum(map(tokens.count, texts)) for texts in said]
     answers = [tokens.count(row.answer) for row in rows]
-    asked = Counter(tuple(message.text for message in row.prompt) for row in rows)
+    asked = Counter(said)
     splittable = len(rows) >= sum(Splits().needed.values())
     test = rows_by_split(len(rows), Splits())["test"] if splittable else 0
     facts: dict[str, object] = {

@@ -161,6 +161,7 @@ def check(
                 answers=[row.answer, ""],
                 meta=row.meta,
                 response_format=row.response_format,
+                tools=row.tools,
             )
             for row in read_coverage(rows)[:MOST_ROWS_TRIED]
         ]

@@ -23,6 +23,7 @@ from llamaduo.cli import (
     plan_command,
     report_command,
     setup_commands,
+    sharing_commands,
     single_commands,
     up_command,
     watch_command,
@@ -51,7 +52,7 @@ One step at a time, with no system running:
   llamaduo synthesize, merge, generate, judge
 """
 RUN, STEPS, LOOK = "Run", "One step at a time, with no bus", "Look"
-STEER, OPERATE = "Steer a migration", "Operate"
+SHARE, STEER, OPERATE = "Give away", "Steer a migration", "Operate"
 
 app = typer.Typer(
     name="llamaduo",
@@ -94,6 +95,8 @@ app.command(rich_help_panel=LOOK)(report_command.status)
 app.command(rich_help_panel=LOOK)(report_command.report)
 app.command(rich_help_panel=LOOK)(events_command.events)
 app.add_typer(data_commands.app, name="data", rich_help_panel=LOOK)
+app.command(rich_help_panel=SHARE)(sharing_commands.export)
+app.command(rich_help_panel=SHARE)(sharing_commands.push)
 app.command(rich_help_panel=STEER)(operator_commands.pause)
 app.command(rich_help_panel=STEER)(operator_commands.resume)
 app.command(rich_help_panel=STEER)(operator_commands.cancel)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of one's own as the client of service LLMs calls it."""
+"""An OpenAI-compatible server of one's own as the client of service LLMs calls it; a vLLM also loads adapters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,49 @@ import aiohttp
 from llamaduo.errors import LlamaDuoError, UserInputError
 from llamaduo.migrations.spec import VARIABLE_PATTERN, ServiceLLM
 from llamaduo.service_llm.credentials import api_key
+from llamaduo.sharing.taking import TakenAdapter
 
 ENGINE_CALLS_PER_MINUTE = 60_000
 MODELS_TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S = 120.0
+
+
+async def load_adapter(url: str, key_variable: str, adapter: TakenAdapter) -> None:
+    """Have a vLLM server serve this adapter, under its name; it must see the folder under the same path.
+
+    UserInputError where it loads none, LlamaDuoError where it refuses this one or does not answer.
+    """
+    engine = await own_engine(url, adapter.name, key_variable, 1)
+    status, text = await _asked_to(engine, "load", {"lora_name": adapter.name, "lora_path": str(adapter.folder)})
+    if status == 200 or (status == 400 and "already been loaded" in text):
+        return
+    if status in (404, 405):
+        raise UserInputError(
+            f"{engine.base_url} loads no adapters while it runs",
+            field="--adapter",
+            hint="start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+        )
+    raise LlamaDuoError(f"{engine.base_url} refused the adapter ({status}): {' '.join(text.split())[:300]}")
+
+
+async def unload_adapter(url: str, key_variable: str, adapter: TakenAdapter) -> None:
+    """Have the server serve it no longer. LlamaDuoError where it does not answer."""
+    engine = await own_engine(url, adapter.name, key_variable, 1)
+    await _asked_to(engine, "unload", {"lora_name": adapter.name})
+
+
+async def _asked_to(engine: ServiceLLM, what: str, body: dict[str, str]) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {api_key(engine, os.environ)}"}
+    timeout = aiohttp.ClientTimeout(total=LOAD_TIMEOUT_S)
+    address = f"{engine.base_url}/{what}_lora_adapter"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            session.post(address, json=body) as response,
+        ):
+            return response.status, await response.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise LlamaDuoError(f"{address} does not answer: {error or type(error).__name__}") from error
 
 
 async def own_engine(url: str, model: str | None, key_variable: str, concurrency: int) -> ServiceLLM:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llamaduo.cli.submission import Submission
     from llamaduo.events import CallCounts, EvalScored
     from llamaduo.migrations.spec import MigrationSpec
+    from llamaduo.sharing.taking import TakenAdapter
     from llamaduo.single_steps import VerdictDone
 
 ENGINE_KEY = "LLAMADUO_ENGINE_API_KEY"
@@ -96,6 +97,9 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help="With --url: the model's name there; default: its only one.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="With --url of a vLLM: an adapter it is to load, a folder or hf://owner/name.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="With --url: prompts in flight.")] = 16,
     service_llm: ServiceModel = None,
     service_llm_url: ServiceUrl = None,
@@ -108,6 +112,7 @@ def generate(
     The bar to reach, then a candidate:
       llamaduo generate migration.yaml --out service.jsonl
       llamaduo generate migration.yaml --out answers.jsonl --url http://127.0.0.1:8000/v1 --model my-adapter
+      llamaduo generate migration.yaml --out answers.jsonl --url http://127.0.0.1:8000/v1 --adapter given-away/adapter
 
     Needs no bus, and starts no engine: with --url one must be running (the untrained base model, an adapter). Answers
     of the service LLM are kept for good and never bought twice. Those of --url are kept only until the file is whole,
@@ -118,7 +123,7 @@ def generate(
 
     from llamaduo.cli.connect import run
     from llamaduo.cli.data_commands import replace_whole
-    from llamaduo.cli.own_engine import own_engine
+    from llamaduo.cli.own_engine import load_adapter, own_engine, unload_adapter
     from llamaduo.cli.step_files import check_out
     from llamaduo.cli.step_process import run_step, step_environment
     from llamaduo.datasets import dump_rows
@@ -128,15 +133,21 @@ def generate(
 
     if url is None and model is not None:
         raise UserInputError("is of use only with --url", field="--model", hint="the service LLM's: --service-llm")
+    if adapter is not None and (url is None or model is not None):
+        raise UserInputError("is of use only with --url, and without --model", field="--adapter")
     own_key = None if url else api_key_env
     prepared = _prepared(spec, service_llm, service_llm_url, own_key, skip_bad=skip_bad)
     check_out("--out", out, _inputs(spec, prepared))
     task = task_id(prepared.spec, prepared.rows)
     folder, environment, engine = _folder(), step_environment(os.environ, None), None
+    taken, key = None, api_key_env or ENGINE_KEY
     if url is None:
         _check_keys(prepared, "service_llm")
     else:
-        key = api_key_env or ENGINE_KEY
+        taken = _taken(adapter, prepared.spec, folder) if adapter is not None else None
+        if taken is not None:
+            run(load_adapter(url, key, taken))
+            model = taken.name
         engine = run(own_engine(url, model, key, concurrency))
         folder = folder / f"engine-{identity(task, engine.base_url or '', engine.model)[:16]}"
         environment = step_environment(os.environ, [key])
@@ -151,6 +162,8 @@ def generate(
     replace_whole(out, dump_rows(done.answers))
     if engine is not None:
         shutil.rmtree(folder, ignore_errors=True)
+    if url is not None and taken is not None:  # one that was stopped leaves it loaded, under a name of its content
+        run(unload_adapter(url, key, taken))
     missing = sum(answer is None for row in done.answers for answer in row.answers)
     typer.echo(f"{out}: {len(done.answers)} prompts answered" + (f", {missing} answers missing" if missing else ""))
     _tell_calls(done.calls)
@@ -246,6 +259,17 @@ def _prepared(
     )
     tell_skipped(prepared.skipped, len(prepared.rows))
     return prepared
+
+
+def _taken(source: str, spec: MigrationSpec, folder: Path) -> TakenAdapter:
+    """An adapter of a folder or the Hub; a note where its maker names another base model than the spec."""
+    from llamaduo.sharing.taking import belongs_to, take_adapter
+
+    taken = take_adapter(source, folder / "adapters")
+    if not any(belongs_to(taken, base) for base in spec.bases):
+        named = " or ".join(spec.bases)
+        typer.echo(f"note: {source} says it belongs to {taken.base_model}, not to {named}", err=True)
+    return taken
 
 
 def _check_keys(prepared: Submission, role: str) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llamaduo.base_models import check_folder
+from llamaduo.base_models import chat_template_of, check_folder
 from llamaduo.built_in_evaluators import METRICS, NOISY, ON_WISH
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
@@ -21,7 +21,15 @@ from llamaduo.migrations.spec import FEWEST, ServiceLLM
 from llamaduo.migrations.spec_file import KeyPath, SpecFile
 from llamaduo.names import did_you_mean
 from llamaduo.planning.known_models import parameters_of
-from llamaduo.service_llm.credentials import PROVIDER_KEYS, api_key, key_sources, key_variables
+from llamaduo.service_llm.credentials import (
+    PROVIDER_KEYS,
+    api_key,
+    key_sources,
+    key_variables,
+    speaks_chat,
+)
+from llamaduo.tools_by_template import may_render_tools
+from llamaduo.tools_in_words import why_not_learnt
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
@@ -92,14 +100,20 @@ def check_splits(found: SpecFile, rows: int) -> None:
 
 
 def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
-    """UserInputError if rows offer or call tools: they are read, and nothing can teach them yet."""
-    with_tools = sum(row.needs_tools for row in rows)
-    if with_tools:
-        raise found.mistake(
-            ("coverage",),
-            f"{with_tools} of {len(rows)} rows offer or call tools, which cannot be learnt yet",
-            "take those rows out, or what they have of `tools`",
-        )
+    """UserInputError if rows offer or call tools in a way that cannot be learnt."""
+    if why := why_not_learnt(rows):
+        raise found.mistake(("coverage",), *why)
+    if found.spec.tool_wording == "text" or not any(row.needs_tools for row in rows):
+        return
+    # Others are rendered by the trainer, before it trains.
+    for base in found.spec.bases:
+        folder = _folder_at_hand(base)
+        if folder is not None and not may_render_tools(chat_template_of(folder) or ""):
+            raise found.mistake(
+                ("tool_wording",),
+                f"the chat template of {base} does not render tools",
+                "leave tool_wording out: tools are then put into words",
+            )
 
 
 def check_slices(found: SpecFile, rows: Sequence[Row]) -> None:
@@ -157,8 +171,18 @@ def check_test_rows(found: SpecFile, rows: int) -> list[str]:
     return notes
 
 
+def check_serving(found: SpecFile, rows: int) -> list[str]:
+    """A note where the test rows are fewer than the requests that are to be measured."""
+    serving, test = found.spec.gate.serving, rows_by_split(rows, found.spec.splits)["test"]
+    if serving is None or serving.requests <= test:
+        return []
+    return [f"gate.serving: {serving.requests} requests over {test} test prompts ask some of them more than once"]
+
+
 def check_providers(found: SpecFile) -> None:
-    """UserInputError for a provider that nobody knows, one whose package is missing, or an address that is none."""
+    """UserInputError for a provider that nobody knows, one whose package is missing, an address that is none, or
+    batches of a provider that is not asked in any.
+    """
     for role, llm in found.spec.llms:
         provider = llm.model.partition(":")[0]
         if llm.base_url is not None:
@@ -170,6 +194,12 @@ def check_providers(found: SpecFile) -> None:
             near = did_you_mean(provider, PROVIDER_KEYS)
             raise found.mistake(
                 (role, "model"), f"there is no provider {provider!r}", near or "an own server: give its base_url"
+            )
+        if llm.batch is not None and not speaks_chat(llm):
+            raise found.mistake(
+                (role, "batch"),
+                f"{provider} is not asked in batches, only openai and servers that speak its protocol are",
+                "leave batch out",
             )
         try:
             _check_package(llm)
@@ -282,16 +312,22 @@ def _check_base_model(found: SpecFile, key: KeyPath, written: str) -> list[str]:
             f"{written!r} is no folder, no .gguf file and no Hub id",
             "a Hub id has an owner, e.g. HuggingFaceTB/SmolLM2-135M-Instruct",
         )
-    return [] if _is_cached(written) else [f"{written} is not on this machine: it will be fetched"]
+    return [] if _folder_at_hand(written) else [f"{written} is not on this machine: it will be fetched"]
 
 
-def _is_cached(hub_id: str) -> bool:
+def _folder_at_hand(base_model: str) -> Path | None:
+    """The folder of a base model that is one, or is in the Hub's cache."""
+    if Path(base_model).is_dir():
+        return Path(base_model)
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
-        return False
-    repo, _, revision = hub_id.partition("@")
-    return isinstance(try_to_load_from_cache(repo, "config.json", revision=revision or None), str)
+        return None
+    repo, _, revision = base_model.partition("@")
+    if not HUB_ID.fullmatch(base_model):
+        return None
+    config = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def doubtful_evaluators(found: SpecFile) -> list[str]:

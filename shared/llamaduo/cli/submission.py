@@ -14,6 +14,7 @@ from llamaduo.cli.spec_checks import (
     check_gate,
     check_keys,
     check_providers,
+    check_serving,
     check_slices,
     check_splits,
     check_test_rows,
@@ -134,6 +135,7 @@ def check(
     check_slices(found, rows)
     check_splits(found, len(rows))
     notes += check_test_rows(found, len(rows))
+    notes += check_serving(found, len(rows))
     notes += doubtful_evaluators(found)
     notes += check_keys(found, environment, key_names_of_services, needed=keys_needed)
     return Submission(migration_id(found.spec, rows, number), found, rows, number, notes, coverage.bad)

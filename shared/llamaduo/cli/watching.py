@@ -24,8 +24,11 @@ from llamaduo.events import (
     MigrationStopped,
     PauseRequested,
     ResumeRequested,
+    ServingMeasured,
+    ServingRequested,
     WorkFailed,
 )
+from llamaduo.migrations.serving_gate import carries
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.migrations.stop_advice import what_to_do
 
@@ -73,6 +76,10 @@ def _about_round(event: AnyEvent) -> str | None:
             loss = f", validation loss {event.validation_loss:.4g}" if event.validation_loss is not None else ""
             of = f" {event.adapter.base_model}" if event.base else ""
             return f"round {event.round}: trained{of} {event.steps} steps, best at {event.best_step}{loss}"
+        case ServingRequested():
+            return f"round {event.round}: the marks pass; measuring how fast it is served"
+        case ServingMeasured():
+            return f"round {event.round}: {carries(event) or 'no request could be measured'}"
         case EvalFailed() | EvalPassed():
             thresholds = event.gate.get("absolute") if isinstance(event.gate.get("absolute"), dict) else {}
             note = f" — {event.note}" if event.note else ""
@@ -183,8 +190,8 @@ def summary(report: Report) -> str:
     if report.ended_because or report.stopped_rule:
         rule = f"rule {report.stopped_rule}: " if report.stopped_rule else ""
         lines.append(f"  {rule}{report.ended_because}")
-    if advice := what_to_do(report.stopped_rule or ""):
-        lines.append(f"  what to do: {advice}")
+    if report.what_to_do:
+        lines.append(f"  what to do: {report.what_to_do}")
     thresholds = report.gate.get("absolute") or {}
     lines.append("marks on the test split, mean (interval, prompts):")
     lines.append(f"  base model   {show_marks(report.base_model.marks)}")
@@ -211,6 +218,8 @@ def summary(report: Report) -> str:
         f"calls: {calls.made} made, {calls.from_ledger} from the ledger, {calls.rebought} perhaps paid twice, "
         f"{calls.failed} failed; US$ {calls.money:.4f}"
     )
+    if report.serving:
+        lines.append(f"as served (round {report.serving.round}): {report.serving.told}")
     if report.served:
         lines.append(f"served: {report.served.alias} is {report.served.name} {' '.join(report.served.urls)}")
     lines += [f"! {warning}" for warning in report.warnings]

@@ -7,6 +7,7 @@ from typing import Final
 
 FILTERS: Final[Mapping[str, str]] = {
     "malformed": "empty, far too long, or not in the form of the team's own answers",
+    "invalid_call": "calls a tool that is not offered, or with arguments that its schema forbids",
     "near_copy_held": "gives a validation, test or holdout row away",
     "duplicate": "a prompt there is already, but for case and punctuation",
     "near_copy_train": "resembles a row that is trained on",

@@ -36,6 +36,8 @@ from llamaduo.events import (
     ResponsesGenerated,
     ResponsesRequested,
     ResumeRequested,
+    ServingMeasured,
+    ServingRequested,
     WorkFailed,
 )
 from llamaduo.migrations.spec import MigrationSpec
@@ -120,6 +122,11 @@ class MigrationView:
     def shown(self, number: int) -> str:
         """Key of the candidate whose answers and marks stand for a round, see `shown_base`."""
         return Candidate(kind="adapter", round=number, base=self.shown_base(number)).key
+
+    def measured(self, number: int, base: int = 0) -> ServingMeasured | None:
+        """How fast the adapter of a round, of one of the spec's base models, answers where it is served."""
+        every = self.of_type(ServingMeasured)
+        return next((e for e in every if (e.round, e.candidate.base) == (number, base)), None)
 
     @property
     def rounds(self) -> list[int]:
@@ -230,7 +237,7 @@ class MigrationView:
             return "synthesizing"
         if self.adapter(last, self.shown_base(last)) is None:
             return "training"
-        return "marking"
+        return "measuring" if self._of_round(ServingRequested, last) is not None else "marking"
 
 
 def fold(events: Iterable[AnyEvent]) -> MigrationView:

@@ -30,10 +30,12 @@ from llamaduo.events import (
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
 from llamaduo.migrations.report_bases import BaseInRound, bases_of
+from llamaduo.migrations.report_serving import ServingPart, serving_of
 from llamaduo.migrations.report_trust import TrustPart, trust_of
 from llamaduo.migrations.report_warnings import warnings_of
 from llamaduo.migrations.seconds import Seconds, seconds_within, spans_of
 from llamaduo.migrations.spec import ServiceLLM
+from llamaduo.migrations.stop_advice import what_to_do
 
 Status = Literal["running", "completed", "stopped", "cancelled"]
 
@@ -127,6 +129,7 @@ class CallsPart(Part):
     """Service-LLM calls of the whole migration."""
 
     made: int = 0
+    batched: int = Field(0, description="of those made: in batches, at their lower price")
     from_ledger: int = 0
     rebought: int = 0
     failed: int = Field(0, description="tries that brought no answer")
@@ -154,6 +157,7 @@ class Report(Part):
     stage: str
     stopped_rule: str | None = None
     ended_because: str = ""
+    what_to_do: str = Field("", description="the next thing to do where a rule stopped it")
     requested_at: datetime | None = None
     ended_at: datetime | None = None
     base_model: BaseModelPart = BaseModelPart()
@@ -167,6 +171,7 @@ class Report(Part):
     passed_round: int | None = None
     holdout: Marks = Field(default_factory=dict, description="the passed round on rows never looked at before")
     trust: TrustPart = Field(TrustPart(), description="how far the marks can be trusted")
+    serving: ServingPart | None = Field(None, description="how fast it is served, where the gate asks; one box")
     served: ServedPart | None = None
     evaluators: list[EvaluatorPart] = Field(default_factory=list)
     seconds: Seconds = Seconds()
@@ -362,6 +367,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         stage=view.stage,
         stopped_rule=ended.rule if isinstance(ended, MigrationStopped) else None,
         ended_because=ended.reason if ended else "",
+        what_to_do=what_to_do(ended.rule) if isinstance(ended, MigrationStopped) else "",
         requested_at=request.at if request else None,
         ended_at=ended.at if ended else None,
         base_model=BaseModelPart(
@@ -382,6 +388,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         passed_round=passed.round if passed else None,
         holdout=holdout,
         trust=trust_of(view),
+        serving=serving_of(view),
         served=_served(view),
         evaluators=_evaluators(view),
         seconds=overall,

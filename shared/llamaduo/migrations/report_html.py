@@ -14,6 +14,7 @@ from llamaduo.events import Interval, Marks
 from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.report import Report, RoundPart
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart
+from llamaduo.migrations.report_serving import serving_section
 from llamaduo.migrations.report_tables import table as _table
 from llamaduo.migrations.report_tables import text as _text
 from llamaduo.migrations.report_trust_html import trust_section
@@ -47,6 +48,7 @@ def report_html(report: Report, answers: Sequence[SideBySide] = ()) -> str:
             _cards(report),
             _marks(report),
             trust_section(report),
+            serving_section(report.serving),
             _data(report),
             _training(report),
             _seconds(report),
@@ -89,10 +91,11 @@ def _head(report: Report) -> str:
     }[report.status]
     # A completed migration's reason only says again that a round passed.
     because = f": {report.ended_because}" if report.ended_because and report.status != "completed" else ""
+    advice = f"<p><b>What to do:</b> {escape(report.what_to_do)}</p>" if report.what_to_do else ""
     when = f"{report.requested_at:%Y-%m-%d %H:%M} UTC, " if report.requested_at else ""
     return (
         f'<h1>{_text(report.name or report.migration)} <span class="badge {report.status}">{report.status}</span>'
-        f"</h1><p>{escape(end + because)}</p><p class='soft'>{escape(report.migration)} · {when}"
+        f"</h1><p>{escape(end + because)}</p>{advice}<p class='soft'>{escape(report.migration)} · {when}"
         f"{escape(_duration(report.seconds.wall))} by the clock</p>"
     )
 
@@ -183,6 +186,9 @@ def _marks(report: Report) -> str:
     parity = report.gate.get("parity")
     gate = [f"{name} at least {value:g}" for name, value in thresholds.items()]
     gate += [f"not worse than the service LLM by more than {parity['margin']:g} points"] if parity else []
+    serving = report.gate.get("serving") or {}
+    gate += [f"95 of 100 requests within {limit:g} s"] if (limit := serving.get("latency_p95_s")) else []
+    gate += [f"{rate:g} requests/s"] if (rate := serving.get("requests_per_second")) else []
     confidence = 100 * float(report.gate.get("confidence", 0.95))
     return (
         f"<h2>Marks</h2><p class='soft'>Gate: {escape('; '.join(gate) or 'none')}. Means with {confidence:g} % "
@@ -302,6 +308,7 @@ def _calls(report: Report) -> str:
     names = [("service LLM", llm.model), ("at", llm.base_url), ("teacher", llm.teacher), ("judge", llm.judge)]
     figures = [
         ("calls made", calls.made),
+        ("of these in batches, at their lower price", calls.batched or None),
         ("answered from the ledger", calls.from_ledger),
         ("may have been paid twice", calls.rebought),
         ("tries without an answer", calls.failed),

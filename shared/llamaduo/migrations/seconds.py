@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.events import AdapterTrained, DatasetReady, EvalScored, ResponsesGenerated, WorkSpan
+from llamaduo.events import AdapterTrained, DatasetReady, EvalScored, ResponsesGenerated, ServingMeasured, WorkSpan
 from llamaduo.migrations.fold import MigrationView
 
 Stage = Literal["training", "generation", "service_llm", "marking"]
@@ -45,11 +45,12 @@ class Seconds(BaseModel):
 
 def spans_of(view: MigrationView) -> list[WorkSpan]:
     """All work intervals of a migration; one that ends before it begins is left out."""
-    events: list[DatasetReady | AdapterTrained | ResponsesGenerated | EvalScored] = [
+    events: list[DatasetReady | AdapterTrained | ResponsesGenerated | EvalScored | ServingMeasured] = [
         *view.of_type(DatasetReady),
         *view.of_type(AdapterTrained),
         *view.of_type(ResponsesGenerated),
         *view.of_type(EvalScored),
+        *view.of_type(ServingMeasured),
     ]
     return [span for event in events for span in event.work if span.ended > span.began]
 

@@ -9,8 +9,10 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llamaduo.events import Split
 from llamaduo.migrations.recipe import Recipe
+from llamaduo.migrations.serving_gate import fewest_requests
 from llamaduo.migrations.strict import Strict, wrong_at
 from llamaduo.names import nearest
+from llamaduo.tool_calls import ToolWording
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
 MODEL_PATTERN = r"^[a-z0-9_-]+:.+$"
@@ -25,6 +27,15 @@ FEWEST: dict[Split, int] = {"train": 4, "validation": 2, "test": 8, "holdout": 0
 
 def _model_shorthand(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
+
+
+class Batches(Strict):
+    """Calls gathered and sent as one batch, answered later and cheaper."""
+
+    wait_hours: float = Field(
+        24, gt=0, le=24, description="a batch not done after so long is cancelled; what it lacks is asked online"
+    )
+    price_factor: float = Field(0.5, gt=0, le=1, description="price of a call in a batch by that of one asked online")
 
 
 class ServiceLLM(Strict):
@@ -44,6 +55,25 @@ class ServiceLLM(Strict):
     concurrency: int = Field(16, ge=1, le=256, description="calls in flight of one replica")
     timeout_s: float = Field(120, gt=0, description="seconds one call may take")
     temperature: float | None = Field(None, ge=0, le=2, description="None: the provider's default")
+    # Left out of what ids are made of where it is not given: specs without it keep theirs.
+    batch: Batches | None = Field(
+        None,
+        exclude_if=lambda batch: batch is None,
+        description="true, or its settings: send the calls of one piece of work as a batch",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_shorthand(cls, given: Any) -> Any:
+        """`batch: true` takes the defaults, `batch: false` is as not given."""
+        if isinstance(given, dict) and isinstance(given.get("batch"), bool):
+            return {**given, "batch": {} if given["batch"] else None}
+        return given
+
+    @property
+    def batch_wait_s(self) -> float:
+        """Seconds that an answer may take beyond `timeout_s` because it comes with a batch; 0 without batches."""
+        return self.batch.wait_hours * 3600 if self.batch is not None else 0.0
 
 
 Provider = Annotated[ServiceLLM, BeforeValidator(_model_shorthand)]
@@ -79,6 +109,29 @@ class Slice(Strict):
     decides: bool = Field(False, description="whether a part below its floor keeps the round from passing")
 
 
+class Serving(Strict):
+    """How fast the adapter answers where it is served: a burst of test prompts, once all else of the gate is passed.
+
+    Without a limit it is only measured and reported.
+    """
+
+    latency_p95_s: float | None = Field(
+        None, gt=0, description="seconds within which 95 of 100 requests are answered"
+    )
+    requests_per_second: float | None = Field(None, gt=0, description="whole answers a second, at least")
+    concurrency: int = Field(8, ge=1, le=256, description="requests in flight while it is measured")
+    requests: int = Field(100, ge=1, le=1_000, description="requests that are measured")
+
+    @property
+    def limits(self) -> bool:
+        """Whether it can keep a round from passing."""
+        return self.latency_p95_s is not None or self.requests_per_second is not None
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Gate(Strict):
     """When a round passes: every absolute threshold is met and, if asked, parity holds."""
 
@@ -88,6 +141,12 @@ class Gate(Strict):
     )
     parity: Parity | None = None
     slices: dict[str, Slice] = Field(default_factory=dict, description="column of `meta`: a floor for its worst part")
+    serving: Serving | None = Field(
+        None,
+        # Not written where it is not asked for: a migration's id is made from its spec.
+        exclude_if=_is_none,
+        description="limits on the adapter as served",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
     @model_validator(mode="after")
@@ -100,6 +159,18 @@ class Gate(Strict):
         for column in self.slices:
             if self.metric_of(column).count(".") != 1:
                 raise wrong_at(("slices", column, "metric"), "is not `evaluator.metric`", "e.g. exact-match.exact")
+        return self
+
+    @model_validator(mode="after")
+    def _serving_can_be_told(self) -> Gate:
+        if self.serving is not None and self.serving.requests < (
+            fewest := fewest_requests(self.serving, self.confidence)
+        ):
+            raise wrong_at(
+                ("serving", "requests"),
+                f"{self.serving.requests} requests with {self.serving.concurrency} in flight cannot tell that",
+                f"at least {fewest}",
+            )
         return self
 
     def metric_of(self, column: str) -> str:
@@ -220,6 +291,12 @@ class MigrationSpec(Strict):
     budgets: Budgets = Budgets()
     costs: Costs = Costs()
     promotion: Literal["auto", "manual"] = "auto"
+    tool_wording: ToolWording = Field(
+        "text",
+        # Written only where it is another: ids of specs that do without must not change.
+        exclude_if=lambda wording: wording == "text",
+        description="how rows with tools are shown to the small model: in words, or by its own chat template",
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
@@ -300,6 +377,11 @@ class MigrationSpec(Strict):
     def judge_llm(self) -> ServiceLLM:
         """Who judges."""
         return self.judge or self.service_llm
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds that an evaluator may mark nothing while a shard waits: more where the judge answers in batches."""
+        return self.marking.silent_after_s + self.judge_llm.batch_wait_s
 
     @property
     def required(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What to do when a rule has ended a migration: one line a rule, for `watch` and `report`."""
+"""What to do when a rule has ended a migration: one line a rule, for `watch` and the report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ ADVICE: Final[dict[str, str]] = {
     "what all rounds would take",
     "hours": "was something down (llamaduo status)? Else raise budgets.hours; a round that passed and is not served: "
     "llamaduo promote",
+    "serving": "the answers are good enough and not fast enough here: a smaller base model, shorter answers, a "
+    "faster box or another gate.serving; or serve it as it is: llamaduo promote MIGRATION --round N",
     "silent_evaluator": "llamaduo evaluator list shows who runs: start it, or raise marking.silent_after_s",
     "error": "llamaduo dlq list has the message and its reason: mend the cause, then submit again",
 }

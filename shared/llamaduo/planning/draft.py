@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamaduo.built_in_evaluators import EXACT_MATCH, LLM_JUDGE
+from llamaduo.built_in_evaluators import EXACT_MATCH, LLM_JUDGE, TOOL_CALL
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
 from llamaduo.migrations.best_case import fewest_rows, parity_gate
@@ -46,8 +46,8 @@ class Choice:
     also: str = ""
 
 
-# A further kind of task, or a better evaluator for one, is a line here. Only those that run on every bus
-# (built_in_evaluators.ALWAYS_RUN) may decide in a first spec: it has to work as it is.
+# A further kind of task, or a better evaluator for one, is a line here. One that does not run on every bus
+# (built_in_evaluators.ALWAYS_RUN) says in `also` how it is started.
 CHOICES: dict[Kind, Choice] = {
     "labels": Choice(
         EXACT_MATCH, "exact", "a label is right or wrong: free", True,
@@ -58,8 +58,8 @@ CHOICES: dict[Kind, Choice] = {
         "json-schema says how often it is valid JSON at all: llamaduo up --evaluator json-schema",
     ),
     "tools": Choice(
-        EXACT_MATCH, "exact", "a call is equal or not: free", True,
-        "tool-call marks name and arguments apart: llamaduo up --evaluator tool-call",
+        TOOL_CALL, "arguments", "the share of right arguments, none where another tool is called: free", True,
+        "It runs where it is asked for: llamaduo up --evaluator tool-call",
     ),
     "text": Choice(
         LLM_JUDGE, "similarity", "good answers are worded in many ways, so a service LLM marks them: it costs calls",

@@ -64,6 +64,11 @@ def licence_note(base_model: str) -> str | None:
     return terms + ("; the Hub gives it only to accounts that accepted them: set HF_TOKEN" if gated else "")
 
 
+def licence_of(hub_id: str) -> str | None:
+    """The licence of a model on the Hub, or what it restricts, as far as it is known here."""
+    return next((model.licence for model in FIRST_TRIES if model.hub_id == hub_id), None) or licence_note(hub_id)
+
+
 def parameters_of(base_model: str) -> int | None:
     """How many weights it has: from its safetensors where it is a folder, else by its name; None where unknown."""
     folder = Path(base_model)

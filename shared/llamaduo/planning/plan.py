@@ -105,6 +105,7 @@ def plan_of(spec: MigrationSpec, rows: Sequence[Row], machine: Machine, price: P
             *_about_licences(spec.bases),
             *_about_bases(spec.bases),
             *_about_evaluators(spec),
+            *_about_batches(spec, stages),
         ],
     )
 
@@ -120,6 +121,8 @@ def _money(spec: MigrationSpec, stages: Sequence[Stage], price: Price | None) ->
         llm = llm_of(spec, stage.llm)
         # By one call, since some prices rise with the length of the prompt.
         likely = price(llm, round(stage.input_tokens), round(stage.output_tokens)) or 0.0
+        likely *= llm.batch.price_factor if llm.batch is not None else 1.0
+        # At most: what a batch lacks is asked online, at the whole price.
         largest = price(llm, round(stage.input_tokens_most), round(stage.output_tokens_most)) or 0.0
         first += stage.first * likely
         every += stage.every * likely
@@ -201,3 +204,18 @@ def _about_evaluators(spec: MigrationSpec) -> list[str]:
     if not own:
         return []
     return [f"{', '.join(own)}: of evaluators of your own neither cost nor scale is known here"]
+
+
+def _about_batches(spec: MigrationSpec, stages: Sequence[Stage]) -> list[str]:
+    asked: dict[ServiceLLM, list[str]] = {}
+    for role in dict.fromkeys(stage.llm for stage in stages):
+        asked.setdefault(llm_of(spec, role), []).append(role)
+    batched = [(llm.batch, roles) for llm, roles in asked.items() if llm.batch is not None]
+    found = [
+        f"{', '.join(roles)}: asked in batches, at {batch.price_factor:.0%} of the price; the answers of each piece "
+        f"of work may take up to {batch.wait_hours:g} h, and no hours above count that wait"
+        for batch, roles in batched
+    ]
+    if batched and max(batch.wait_hours for batch, _ in batched) >= spec.budgets.hours:
+        found.append(f"budgets.hours: {spec.budgets.hours:g} may go by before the first batch is answered")
+    return found

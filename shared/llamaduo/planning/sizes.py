@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llamaduo.datasets import Message, Row
+from llamaduo.tools_in_words import in_words
 
 BYTES_A_TOKEN = 4
 """Of English text; JSON and other languages have fewer."""
@@ -47,12 +48,13 @@ def tokens(text: str) -> int:
 
 def sizes_of(rows: Sequence[Row]) -> Sizes:
     """Of a dataset that has rows."""
-    prompts = [_tokens(row.prompt) for row in rows]
+    asked = [in_words(row.prompt, row.tools) for row in rows]
+    prompts = [_tokens(prompt) for prompt in asked]
     answers = [tokens(row.answer) + TOKENS_A_MESSAGE for row in rows]
     forms = [json.dumps(row.response_format) if row.response_format is not None else "" for row in rows]
-    prompt_bytes = sum(len(m.content.encode()) for row in rows for m in row.prompt) / len(rows)
+    prompt_bytes = sum(len(m.content.encode()) for prompt in asked for m in prompt) / len(rows)
     form_bytes = sum(map(len, forms)) / len(rows)
-    messages = sum(len(row.prompt) for row in rows) / len(rows)
+    messages = sum(map(len, asked)) / len(rows)
     return Sizes(
         prompt=sum(prompts) / len(rows),
         answer=sum(answers) / len(rows),

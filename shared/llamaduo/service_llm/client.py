@@ -7,25 +7,38 @@ the answer down; settle. Whatever is cut off in between is taken up where the le
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from llamaduo.bus.kv import KeyValue
-from llamaduo.errors import BudgetExhausted, LlamaDuoError, ProviderDown, RetryableError, ServiceLLMRefused
+from llamaduo.errors import (
+    BudgetExhausted,
+    LlamaDuoError,
+    ProviderDown,
+    RetryableError,
+    ServiceLLMRefused,
+    WorkStopped,
+)
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import prices
+from llamaduo.service_llm.answers import answer_of, outcome_of
+from llamaduo.service_llm.batches import Batches, Tell
+from llamaduo.service_llm.books import Books
 from llamaduo.service_llm.budget import Amount, BudgetHeld, Door
 from llamaduo.service_llm.call import Answer, Call, RefusedInWords
-from llamaduo.service_llm.clock import Clock, SystemClock, moment
-from llamaduo.service_llm.ledger import Attempt, Bought, Ledger, LedgerEntry
+from llamaduo.service_llm.clock import Clock, SystemClock
+from llamaduo.service_llm.ledger import Attempt, Ledger, LedgerEntry
+from llamaduo.service_llm.openai_batches import OpenAIBatches
 from llamaduo.service_llm.pace import Slot
-from llamaduo.service_llm.parsing import shape_of
 from llamaduo.service_llm.permits import Permits, rate_key
 from llamaduo.service_llm.providers import ProviderSender
-from llamaduo.service_llm.sending import Reply, Send, SendFailed
+from llamaduo.service_llm.sending import Send, SendFailed
+from llamaduo.service_llm.sending_batches import SendBatches
+from llamaduo.service_llm.summary import count_calls
+from llamaduo.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from llamaduo.bus.connection import Bus
@@ -51,6 +64,7 @@ class _Flight:
     waiters: int = 0
     paying: bool = False
     sent: bool = False
+    bought: LedgerEntry | None = None
 
 
 class _Dropped(Exception):
@@ -61,7 +75,8 @@ class ServiceLLMClient:
     """Asks service LLMs for the work of one process.
 
     `ledger`, `budget` and `permits` are buckets shared by all replicas of all services; `send` does one request and
-    nothing else; `replica` names this process in the ledger.
+    nothing else, `send_batches` many; `replica` names this process in the ledger, and no two living ones share it.
+    `ended` says whether a migration is over, `tell` is told how far a batch is.
     """
 
     def __init__(
@@ -72,27 +87,45 @@ class ServiceLLMClient:
         permits: KeyValue,
         replica: str,
         send: Send | None = None,
+        send_batches: SendBatches | None = None,
+        ended: Callable[[str], bool] = lambda _migration: False,
+        tell: Tell | None = None,
         clock: Clock | None = None,
         max_tries: int = MAX_TRIES,
     ) -> None:
         self._clock = clock or SystemClock()
         self._ledger = Ledger(ledger, self._clock)
         self._door = Door(budget, self._clock)
+        self._books = Books(self._ledger, self._door, self._clock)
         self._permits = Permits(permits, self._clock)
         self._send = send or ProviderSender()
         self._replica, self._owner, self._max_tries = replica, uuid4().hex, max_tries
+        self._batches = Batches(
+            ledger,
+            Books(Ledger(ledger, self._clock), self._door, self._clock),
+            send_batches or OpenAIBatches(),
+            self._clock,
+            replica,
+            ended=ended,
+            tell=tell,
+        )
         self._flights: dict[str, _Flight] = {}
         self._rooms: dict[tuple[str, int], asyncio.Semaphore] = {}
         self._closed = False
 
     @classmethod
-    async def on_bus(cls, bus: Bus) -> ServiceLLMClient:
-        """A client over the bus's buckets, in the name of its connection."""
+    async def on_bus(
+        cls, bus: Bus, ended: Callable[[str], bool] = lambda _migration: False, tell: Tell | None = None
+    ) -> ServiceLLMClient:
+        """A client over the bus's buckets, in the name of its connection and process."""
+        process = bus.settings.replica if isinstance(bus.settings, ServiceSettings) else uuid4().hex
         return cls(
             ledger=await bus.bucket("ledger"),
             budget=await bus.bucket("budget"),
             permits=await bus.bucket("permits"),
-            replica=bus.name,
+            replica=f"{bus.name}/{process}",
+            ended=ended,
+            tell=tell,
         )
 
     async def ask(self, call: Call, budgets: Budgets) -> Answer:
@@ -102,6 +135,10 @@ class ServiceLLMClient:
         this. RetryableError: not now. When the caller is cancelled, a request already on its way is awaited for
         LEAVING_S and written down before the cancellation goes on: whoever takes the job over must find the answer.
         """
+        return await self._ask(call, budgets, [])
+
+    async def _ask(self, call: Call, budgets: Budgets, late: list[Answer | RefusedInWords]) -> Answer:
+        """See `ask`; puts into `late` what was bought for a caller that is cancelled."""
         while True:
             flight = self._flights.get(call.key)
             started = flight is None
@@ -110,19 +147,30 @@ class ServiceLLMClient:
                 entry = await self._join(flight)
             except _Dropped:
                 continue
+            except asyncio.CancelledError:
+                if started and flight.bought is not None:
+                    late.append(outcome_of(call, flight.bought))
+                raise
             except BudgetExhausted:
                 if started or flight.migration == call.migration:
                     raise
                 continue
-            return _answer(call, entry, from_ledger=not (started and flight.sent))
+            return answer_of(call, entry, from_ledger=not (started and flight.sent))
 
     async def ask_all(self, calls: Sequence[Call], budgets: Budgets) -> list[Answer | LlamaDuoError]:
         """Ask many calls, as many at once as the spec allows; one result a call, in order.
 
         One call that is refused or fails does not stop the others. Once a budget is exhausted nothing more is sent:
-        the calls that were left have that error, those answered keep their answers.
+        the calls that were left have that error, those answered keep their answers. Calls whose service LLM is asked
+        in batches are first sent as one; what it does not bring is asked online. A cancellation goes on as
+        WorkStopped, with what was bought.
         """
+        try:
+            await self._batches.buy([call for call in calls if call.llm.batch is not None], budgets)
+        except LlamaDuoError as error:
+            return [await self._known_or(error, call, budgets) for call in calls]
         results: dict[int, Answer | LlamaDuoError] = {}
+        late: list[Answer | RefusedInWords] = []
         queue = iter(enumerate(calls))
         exhausted: BudgetExhausted | None = None
 
@@ -133,7 +181,7 @@ class ServiceLLMClient:
                     results[number] = exhausted
                     continue
                 try:
-                    results[number] = await self.ask(call, budgets)
+                    results[number] = await self._ask(call, budgets, late)
                 except LlamaDuoError as error:
                     results[number] = error
                     if isinstance(error, BudgetExhausted):
@@ -146,7 +194,23 @@ class ServiceLLMClient:
                     group.create_task(work())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
+        except asyncio.CancelledError:
+            raise WorkStopped(count_calls([*results.values(), *late])) from None
         return [results[number] for number in range(len(calls))]
+
+    async def cancel_left_batches(self) -> None:
+        """Cancel batches of migrations that ended while nobody had their work in hand."""
+        await self._batches.cancel_left()
+
+    async def _known_or(self, error: LlamaDuoError, call: Call, budgets: Budgets) -> Answer | LlamaDuoError:
+        """The answer where the ledger has it, else this error."""
+        if (await self._ledger.entry(call.key)).answer is None:
+            self._ledger.forget(call.key)
+            return error
+        try:
+            return await self.ask(call, budgets)
+        except LlamaDuoError as refused:
+            return refused
 
     async def close(self, grace_s: float = CLOSING_S) -> None:
         """Take no more calls; wait so long for requests on their way and write their answers down; drop the rest."""
@@ -161,6 +225,7 @@ class ServiceLLMClient:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._send.close()
+        await self._batches.close()
 
     def _start(self, call: Call, budgets: Budgets) -> _Flight:
         if self._closed:
@@ -202,9 +267,9 @@ class ServiceLLMClient:
         while True:
             entry = await self._ledger.entry(call.key)
             if entry.answer is not None:
-                await self._settle_after_kill(call, budgets, entry)
+                await self._books.settle_after_kill(call, budgets, entry)
                 return entry
-            if entry.rival(call.job, self._owner, self._clock.now()) is not None:
+            if entry.rival(call.job, self._owner, self._replica, self._clock.now()) is not None:
                 await self._clock.sleep(look)
                 look = min(2 * look, _LONGEST_LOOK_S)
                 continue
@@ -214,7 +279,7 @@ class ServiceLLMClient:
                     outcome = await self._attempt(call, budgets, flight, entry, most, slot)
             except BudgetHeld as held:
                 # A hold that no live call has any more would be waited for in vain.
-                patience = patience or self._clock.now() + call.llm.timeout_s
+                patience = patience or self._clock.now() + call.llm.timeout_s + call.llm.batch_wait_s
                 if self._clock.now() >= patience:
                     raise held.refusal from None
                 await self._clock.sleep(look)
@@ -240,21 +305,22 @@ class ServiceLLMClient:
             try:
                 reply = await self._send(call, call.key)
             except SendFailed as failure:
-                await self._no_answer(call, budgets, attempt, failure)
+                await self._books.no_answer(call, budgets, attempt.id, failure)
                 if failure.kind in ("failed", "unknown"):
                     await self._permits.failed(call.llm, slot, failure.retry_after)
                 else:
                     await self._permits.answered(call.llm, slot, None)
                 return failure
             except LlamaDuoError as error:
-                await self._no_answer(call, budgets, attempt, SendFailed("refused", str(error)))
+                await self._books.no_answer(call, budgets, attempt.id, SendFailed("refused", str(error)))
                 await self._permits.unused(call.llm, slot)
                 raise
             except Exception as error:
-                await self._no_answer(call, budgets, attempt, SendFailed("unknown", repr(error)))
+                await self._books.no_answer(call, budgets, attempt.id, SendFailed("unknown", repr(error)))
                 raise
             try:
-                return await self._keep(call, budgets, attempt, reply, began)
+                flight.bought = await self._books.keep(call, budgets, attempt.id, reply, began)
+                return flight.bought
             finally:
                 await self._permits.answered(call.llm, slot, reply.input_tokens + reply.output_tokens)
         finally:
@@ -284,50 +350,8 @@ class ServiceLLMClient:
         try:
             return attempt, await self._permits.take(call.llm, most.tokens)
         except RetryableError as error:
-            await self._no_answer(call, budgets, attempt, SendFailed("failed", f"not sent: {error}"))
+            await self._books.no_answer(call, budgets, attempt.id, SendFailed("failed", f"not sent: {error}"))
             raise
-
-    async def _keep(self, call: Call, budgets: Budgets, attempt: Attempt, reply: Reply, began: float) -> LedgerEntry:
-        bought = Bought(
-            attempt=attempt.id,
-            migration=call.migration,
-            job=call.job,
-            text=reply.text,
-            finish_reason=reply.finish_reason,
-            input_tokens=reply.input_tokens,
-            output_tokens=reply.output_tokens,
-            money=prices.money(call.llm, reply.input_tokens, reply.output_tokens) or 0.0,
-            began=began,
-            ended=self._clock.now(),
-        )
-        try:
-            entry = await self._ledger.answered(call.key, bought)
-        except ServiceLLMRefused as error:
-            entry = await self._ledger.closed(call.key, attempt.id, "failed", str(error))
-            await self._settle(call, budgets, entry, attempt.id, bought)
-            raise
-        await self._settle(call, budgets, entry, attempt.id, bought)
-        return entry
-
-    async def _no_answer(self, call: Call, budgets: Budgets, attempt: Attempt, failure: SendFailed) -> None:
-        """Close the attempt. What may have been paid stays held; what was not is given back."""
-        paid = failure.kind == "unknown"
-        await self._ledger.closed(
-            call.key, attempt.id, "unknown" if paid else "failed", str(failure), limited=failure.kind == "limited"
-        )
-        if not paid:
-            await self._door.settle(call.migration, budgets, [attempt.id], Amount())
-
-    async def _settle_after_kill(self, call: Call, budgets: Budgets, entry: LedgerEntry) -> None:
-        """The answer of this very job is there already: a kill may have come between writing it and settling."""
-        if entry.answer is not None and entry.answer.job == call.job:
-            await self._settle(call, budgets, entry, entry.answer.attempt, entry.answer)
-
-    async def _settle(self, call: Call, budgets: Budgets, entry: LedgerEntry, attempt: str, bought: Bought) -> None:
-        """Settle the answered attempt, and those that a kill or a timeout left, at what the answer took."""
-        each = Amount(calls=1, tokens=bought.input_tokens + bought.output_tokens, money=bought.money)
-        left = [one for one in entry.unanswered(call.migration) if one != attempt]
-        await self._door.settle(call.migration, budgets, [attempt, *left], each)
 
     async def _wait_after(self, failure: SendFailed, failures: int, call: Call) -> None:
         """Wait before the next try; raises instead where there is none."""
@@ -350,30 +374,3 @@ class ServiceLLMClient:
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _answer(call: Call, entry: LedgerEntry, *, from_ledger: bool) -> Answer:
-    """The entry's answer as this call's. RefusedInWords where the provider refused, paid as it is."""
-    bought = entry.answer
-    if bought is None:
-        raise RetryableError("the ledger has lost an answer")
-    ours = [one for one in entry.attempts if one.job == call.job]
-    answer = Answer(
-        key=call.key,
-        text=bought.text,
-        finish_reason=bought.finish_reason,
-        shape="asked" if call.schema is None else shape_of(bought.text, call.schema),
-        input_tokens=bought.input_tokens,
-        output_tokens=bought.output_tokens,
-        money=bought.money,
-        from_ledger=from_ledger,
-        own=bought.job == call.job,
-        rebought=any(one.rebought for one in ours),
-        failed=sum(one.outcome in ("failed", "unknown") for one in ours),
-        limited=sum(one.limited for one in ours),
-        began=moment(bought.began),
-        ended=moment(bought.ended),
-    )
-    if bought.finish_reason == "content_filter":
-        raise RefusedInWords(f"{call.llm.model} refused to answer (content filter)", answer)
-    return answer

@@ -52,6 +52,15 @@ PROVIDER_KEYS: dict[str, tuple[str, ...]] = {
 OWN_PROTOCOL = ("anthropic", "azure", "google", "mistral")
 """Providers that are spoken to in their own way, with their own key, at another address too."""
 
+CHAT_PROVIDERS = ("openai", "openai-chat")
+"""Providers that are spoken to by OpenAI's chat completions API wherever they are."""
+
+
+def speaks_chat(llm: ServiceLLM) -> bool:
+    """Whether this one is spoken to by OpenAI's chat completions API, so that it may know its batches, too."""
+    provider = llm.model.partition(":")[0]
+    return provider in CHAT_PROVIDERS or (llm.base_url is not None and provider not in OWN_PROTOCOL)
+
 
 def key_variables(llm: ServiceLLM) -> tuple[str, ...]:
     """Variables of which one must hold the key: the spec's own, or the provider's where the spec names none.

@@ -64,6 +64,7 @@ class Bought(BaseModel):
     money: float
     began: float
     ended: float
+    batched: bool = False
 
 
 class LedgerEntry(BaseModel):
@@ -82,17 +83,17 @@ class LedgerEntry(BaseModel):
         """The id of the next attempt: the same again after a kill between reserving and writing it down."""
         return f"{call.key.removeprefix(KEY_PREFIX)[:16]}.{content_digest(call.job)[:8]}.{len(self.attempts) + 1}"
 
-    def rival(self, job: str, owner: str, now: float) -> Attempt | None:
-        """An attempt that other work has under way. One of the same job by another process is a dead owner's: a job
-        has one owner at a time."""
-        return next(
-            (
-                one
-                for one in self.attempts
-                if one.outcome == "open" and one.owner != owner and one.job != job and one.until > now
-            ),
-            None,
-        )
+    def rival(self, job: str, owner: str, replica: str, now: float) -> Attempt | None:
+        """An attempt that other work has under way.
+
+        One of the same job by another owner is a dead process's, for a job has one owner at a time; and so is one of
+        another owner under this replica's name, which no two living processes share.
+        """
+        for one in self.attempts:
+            gone = one.job == job or one.replica == replica or one.until <= now
+            if one.outcome == "open" and one.owner != owner and not gone:
+                return one
+        return None
 
     def unanswered(self, migration: str) -> list[str]:
         """Ids of the migration's attempts that may have been paid without an answer."""
@@ -127,8 +128,13 @@ class Ledger:
         """Nothing more will be asked about this key for now."""
         self._seen.pop(key, None)
 
-    async def begin(self, call: Call, attempt_id: str, owner: str, replica: str) -> Attempt | None:
-        """Write the attempt down as intended. None where the entry has moved on since `attempt_id` was the next."""
+    async def begin(
+        self, call: Call, attempt_id: str, owner: str, replica: str, wait_s: float = 0.0
+    ) -> Attempt | None:
+        """Write the attempt down as intended; `wait_s`: seconds it may take beyond the call's own timeout.
+
+        None where the entry has moved on since `attempt_id` was the next.
+        """
         now, listed = self._clock.now(), False
 
         def step(value: bytes | None) -> tuple[bytes | None, Attempt | Literal["to be listed"] | None]:
@@ -148,7 +154,7 @@ class Ledger:
                 replica=replica,
                 owner=owner,
                 began=now,
-                until=now + call.llm.timeout_s + _GRACE_S,
+                until=now + call.llm.timeout_s + wait_s + _GRACE_S,
                 rebought=again,
             )
             entry.model, entry.purpose = call.llm.model, call.purpose

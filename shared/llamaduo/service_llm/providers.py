@@ -16,15 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call, FinishReason
-from llamaduo.service_llm.credentials import DEFAULT_VARIABLE, NO_KEY, OWN_PROTOCOL, api_key, key_variables
+from llamaduo.service_llm.credentials import (
+    DEFAULT_VARIABLE,
+    NO_KEY,
+    OWN_PROTOCOL,
+    api_key,
+    key_variables,
+    speaks_chat,
+)
 from llamaduo.service_llm.sending import Reply, SendFailed, ServiceLLMMisconfigured
+from llamaduo.tool_calls import SaidAndCalled, ToolCall, call_of
 
 if TYPE_CHECKING:
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
+    from pydantic_ai.tools import ToolDefinition
 
-_CHAT_PROVIDERS = ("openai", "openai-chat")
 _ADDRESS = {"anthropic": "base_url", "azure": "azure_endpoint", "google": "base_url", "mistral": "base_url"}
 """How the clients of providers with a protocol of their own call the address of a server."""
 _OWN_ADDRESS = ("bedrock", "google-cloud")
@@ -32,7 +41,7 @@ _OWN_ADDRESS = ("bedrock", "google-cloud")
 _EXTRAS = {"google-cloud": "google", "azure": "openai"}
 _OWN_EXTRAS = ("anthropic", "bedrock", "google", "mistral")
 """Extras of pyproject.toml, which pin what they install."""
-_LONGEST_MESSAGE = 300
+LONGEST_MESSAGE = 300
 
 
 class ProviderSender:
@@ -43,27 +52,7 @@ class ProviderSender:
         self._models: dict[tuple[str, str | None, str], Model] = {}
 
     async def __call__(self, call: Call, idempotency_key: str) -> Reply:
-        from pydantic_ai.direct import model_request
-
-        model = self._model(call.llm)
-        try:
-            response = await model_request(
-                model,
-                _messages(call),
-                model_settings=_with_format(_settings(call, idempotency_key, model), call, model),
-                model_request_parameters=_parameters(call, model),
-            )
-        except Exception as error:
-            failure = _failure(error, self._secret(call.llm))
-            if failure is None:
-                raise
-            raise failure from None
-        return Reply(
-            text=response.text or "",
-            finish_reason=_finish_reason(response),
-            input_tokens=response.usage.input_tokens,
-            output_tokens=response.usage.output_tokens,
-        )
+        return await ask_model(self._model(call.llm), call, idempotency_key, self._secret(call.llm))
 
     def check(self, llm: ServiceLLM) -> None:
         """Build the model without sending anything. ServiceLLMMisconfigured names what is missing."""
@@ -90,6 +79,30 @@ class ProviderSender:
         return "" if key == NO_KEY else key
 
 
+async def ask_model(model: Model, call: Call, idempotency_key: str, secret: str = "") -> Reply:
+    """One request to a model. SendFailed, without the `secret` in its message, where it brings no answer."""
+    from pydantic_ai.direct import model_request
+
+    try:
+        response = await model_request(
+            model,
+            _messages(call),
+            model_settings=_with_format(_settings(call, idempotency_key, model), call, model),
+            model_request_parameters=_parameters(call, model),
+        )
+    except Exception as error:
+        failure = _failure(error, secret)
+        if failure is None:
+            raise
+        raise failure from None
+    return Reply(
+        text=_text(response),
+        finish_reason=_finish_reason(response),
+        input_tokens=response.usage.input_tokens,
+        output_tokens=response.usage.output_tokens,
+    )
+
+
 def is_installed() -> bool:
     """Whether this machine can call providers at all: the command line's container, for one, cannot."""
     return importlib.util.find_spec("pydantic_ai") is not None
@@ -98,7 +111,7 @@ def is_installed() -> bool:
 def check_package(llm: ServiceLLM) -> None:
     """ServiceLLMMisconfigured where the provider is unknown or its package is missing here; asks for no key."""
     provider = llm.model.partition(":")[0]
-    if provider in _CHAT_PROVIDERS or (llm.base_url is not None and provider not in OWN_PROTOCOL):
+    if speaks_chat(llm):
         if importlib.util.find_spec("openai") is None:
             raise _package_missing("openai")
         return
@@ -124,7 +137,7 @@ def _package_missing(provider: str) -> ServiceLLMMisconfigured:
 def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     from pydantic_ai.exceptions import UserError
 
-    provider, _, name = llm.model.partition(":")
+    provider = llm.model.partition(":")[0]
     if provider in _OWN_ADDRESS and llm.base_url is not None:
         raise ServiceLLMMisconfigured(
             f"the address of {provider} follows from its own settings",
@@ -134,8 +147,8 @@ def _build(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     try:
         if provider in OWN_PROTOCOL:
             return _own_client(_with_own_key(llm, environment), environment)
-        if provider in _CHAT_PROVIDERS or llm.base_url is not None:
-            return _openai_chat(llm, name, api_key(llm, environment))
+        if speaks_chat(llm):
+            return openai_chat(llm, openai_client(llm, api_key(llm, environment)))
         return _inferred(llm, environment)
     except ImportError as error:
         raise _package_missing(provider) from error
@@ -168,8 +181,17 @@ def _own_client(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
     return infer_model(llm.model, provider_of)
 
 
-def _openai_chat(llm: ServiceLLM, name: str, key: str) -> Model:
+def openai_client(llm: ServiceLLM, key: str, http_client: DefaultAsyncHttpxClient | None = None) -> AsyncOpenAI:
+    """OpenAI's client for this one's address; it tries nothing again."""
     from openai import AsyncOpenAI
+
+    return AsyncOpenAI(
+        base_url=llm.base_url, api_key=key, max_retries=0, timeout=llm.timeout_s, http_client=http_client
+    )
+
+
+def openai_chat(llm: ServiceLLM, client: AsyncOpenAI) -> Model:
+    """The model as it is asked by OpenAI's chat completions API."""
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -179,8 +201,7 @@ def _openai_chat(llm: ServiceLLM, name: str, key: str) -> Model:
         async def __aexit__(self, *_: object) -> None:
             await self.client.close()
 
-    client = AsyncOpenAI(base_url=llm.base_url, api_key=key, max_retries=0, timeout=llm.timeout_s)
-    return OpenAIChatModel(name, provider=OwnClient(openai_client=client))
+    return OpenAIChatModel(llm.model.partition(":")[2], provider=OwnClient(openai_client=client))
 
 
 def _inferred(llm: ServiceLLM, environment: Mapping[str, str]) -> Model:
@@ -212,24 +233,55 @@ def _messages(call: Call) -> list[ModelMessage]:
         ModelRequest,
         ModelRequestPart,
         ModelResponse,
+        ModelResponsePart,
         SystemPromptPart,
         TextPart,
+        ToolCallPart,
+        ToolReturnPart,
         UserPromptPart,
     )
 
     built: list[ModelMessage] = []
     asked: list[ModelRequestPart] = []
+    names: dict[str, str] = {}
     for message in call.messages:
-        if message["role"] != "assistant":
-            make = SystemPromptPart if message["role"] == "system" else UserPromptPart
-            asked.append(make(message["content"]))
-            continue
-        if asked:
-            built.append(ModelRequest(parts=asked))
-            asked = []
-        built.append(ModelResponse(parts=[TextPart(message["content"])]))
+        match message["role"]:
+            case "system":
+                asked.append(SystemPromptPart(message["content"]))
+            case "user":
+                asked.append(UserPromptPart(message["content"]))
+            case "tool":
+                number = message["tool_call_id"]
+                asked.append(ToolReturnPart(names.get(number, ""), message["content"], number))
+            case _:
+                if asked:
+                    built.append(ModelRequest(parts=asked))
+                    asked = []
+                said: list[ModelResponsePart] = [TextPart(message["content"])] if message["content"] else []
+                for one in message.get("tool_calls") or ():
+                    names[one["id"]] = one["function"]["name"]
+                    said.append(ToolCallPart(one["function"]["name"], one["function"]["arguments"], one["id"]))
+                built.append(ModelResponse(parts=said))
     built.append(ModelRequest(parts=asked))
     return built
+
+
+def _text(response: ModelResponse) -> str:
+    """What was said, and the tools that were called, as we write them; half a surrogate pair as a question mark."""
+    from pydantic_ai.messages import ToolCallPart
+
+    parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
+    said, calls = response.text or "", list[ToolCall]()
+    for part in parts:
+        try:
+            calls.append(call_of({"name": part.tool_name, "arguments": part.args or {}}))
+        except ValueError:
+            # Arguments that are no JSON object, as models write now and then: an answer, and a wrong one.
+            calls = []
+            said = "\n".join([response.text or "", *(f"{one.tool_name}({one.args})" for one in parts)]).strip()
+            break
+    # What no file can hold could not be written into the ledger, and would be bought again and again.
+    return SaidAndCalled(said, tuple(calls)).text.encode(errors="replace").decode()
 
 
 def _settings(call: Call, idempotency_key: str, model: Model) -> ModelSettings:
@@ -268,22 +320,39 @@ def _parameters(call: Call, model: Model) -> ModelRequestParameters:
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.output import OutputObjectDefinition
 
+    tools = [_tool(one["function"]) for one in call.tools or ()]
     if call.schema is not None:
         form = OutputObjectDefinition(json_schema=call.schema.model_json_schema(), name=call.schema.__name__)
     elif call.response_format is not None and not _speaks_chat(model):
         asked = call.response_format.get("json_schema", {})
         form = OutputObjectDefinition(json_schema=asked.get("schema", {"type": "object"}), name=asked.get("name"))
     else:
-        return ModelRequestParameters()
+        return ModelRequestParameters(function_tools=tools)
     # A bare object says nothing that a native schema could hold a model to.
     native = model.profile.get("supports_json_schema_output", False) and "properties" in form.json_schema
-    return ModelRequestParameters(output_mode="native" if native else "prompted", output_object=form)
+    return ModelRequestParameters(
+        function_tools=tools, output_mode="native" if native else "prompted", output_object=form
+    )
+
+
+def _tool(function: Mapping[str, Any]) -> ToolDefinition:
+    from pydantic_ai.tools import ToolDefinition
+
+    return ToolDefinition(
+        name=function["name"],
+        parameters_json_schema=function.get("parameters") or {"type": "object", "properties": {}},
+        description=function.get("description"),
+        # As it was asked, not as a provider could hold it to: the caller's own requests were not held to it either.
+        strict=bool(function.get("strict")),
+    )
 
 
 def _finish_reason(response: ModelResponse) -> FinishReason:
     match response.finish_reason:
         case "stop" | "length" | "content_filter":
             return response.finish_reason
+        case "tool_call":
+            return "stop"
         case _:
             return "other"
 
@@ -295,7 +364,7 @@ def _failure(error: Exception, secret: str) -> SendFailed | None:
     message = " ".join(str(error).split())
     if secret:
         message = message.replace(secret, "***")
-    message = message[:_LONGEST_MESSAGE]
+    message = message[:LONGEST_MESSAGE]
     match error:
         case errors.ModelQuotaExceededError() | errors.ModelRequestRejectedError() | errors.UserError():
             return SendFailed("refused", message)

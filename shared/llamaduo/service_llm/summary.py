@@ -31,6 +31,7 @@ def count_calls(answers: Iterable[Answer | LlamaDuoError]) -> CallCounts:
             refused = isinstance(one, RefusedInWords)
             total += CallCounts(
                 made=1,
+                batched=int(answer.batched),
                 rebought=int(answer.rebought),
                 failed=answer.failed,
                 limited=answer.limited,
