@@ -27,6 +27,7 @@ from llamaduo.events import (
     RowMark,
     ServingMeasured,
     ServingRequested,
+    TrainingRequested,
     WorkSpan,
 )
 from llamaduo.identity import identity
@@ -71,14 +72,16 @@ def dataset(number: int, *, test: int = 200, holdout: int = 50, migration: str =
     )  # fmt: skip
 
 
-def trained(number: int, migration: str = "m-1") -> AdapterTrained:
-    """The adapter of a round."""
+def trained(number: int, migration: str = "m-1", base: int = 0) -> AdapterTrained:
+    """The adapter of a round, of the spec's base model `base`."""
+    name = f"base-{base}" if base else "base"
     adapter = Adapter(
-        digest=identity("adapter", number), files={"adapter_config.json": ref(f"adapter-{number}")},
-        base_model="base", base_digest=identity("base"), rank=16,
+        digest=identity("adapter", number, *([base] if base else [])),
+        files={"adapter_config.json": ref(f"adapter-{number}-{base}" if base else f"adapter-{number}")},
+        base_model=name, base_digest=identity(name), rank=16,
     )  # fmt: skip
     return AdapterTrained(
-        migration=migration, round=number, adapter=adapter, dataset=identity("data", number), recipe={},
+        migration=migration, round=number, base=base, adapter=adapter, dataset=identity("data", number), recipe={},
         steps=100, best_step=80,
     )  # fmt: skip
 
@@ -177,6 +180,8 @@ def _answers(view: MigrationView, event: Event, skill: Skill, test: int, holdout
         names = [choice.name for choice in view.spec.evaluators]
         share = skill(event.candidate.key, event.candidate.round or 0)
         return [answer, *(scored(answer, rows, share, name) for name in names)]
+    if isinstance(event, TrainingRequested):
+        return [trained(event.round, base=event.base)]
     if isinstance(event, EvalFailed):
         step = after_failure(view, event.round)
         return (
@@ -188,7 +193,7 @@ def _answers(view: MigrationView, event: Event, skill: Skill, test: int, holdout
         assert event.candidate.adapter is not None
         return [
             AdapterPromoted(
-                migration="m-1", round=event.round, alias="triage", adapter=event.candidate.adapter,
+                migration="m-1", round=event.round, base=event.base, alias="triage", adapter=event.candidate.adapter,
                 name=f"m-1-r{event.round}", by="verdict", why="passed",
             )
         ]  # fmt: skip
@@ -199,8 +204,8 @@ def learner(*shares: float) -> Skill:
     """Skill by round; the base is always wrong, the service LLM nearly always right, a copied answer seldom."""
 
     def skill(candidate: str, number: int) -> float:
-        if candidate in ("base", "nearest"):
-            return 0.0 if candidate == "base" else 0.2
+        if candidate.startswith("base") or candidate == "nearest":
+            return 0.2 if candidate == "nearest" else 0.0
         return 0.98 if candidate == "service" else shares[min(number, len(shares) - 1)]
 
     return skill

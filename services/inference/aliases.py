@@ -26,7 +26,7 @@ class Aliases:
     now: dict[str, Serving] = field(default_factory=dict)
     """By alias; the one that changed last is the last."""
     _stacks: dict[str, list[Serving]] = field(default_factory=dict)
-    _bases: dict[str, str] = field(default_factory=dict)
+    _bases: dict[str, list[str]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
 
     @property
@@ -41,13 +41,18 @@ class Aliases:
     def take(self, event: AnyEvent) -> None:
         """One more event of the log: a promotion goes on top, a roll-back takes out what it names, wherever it is."""
         if isinstance(event, MigrationRequested):
-            self._bases[event.migration] = str(event.spec.get("base_model", ""))
+            several = event.spec.get("base_models")
+            self._bases[event.migration] = [str(name) for name in several or [event.spec.get("base_model", "")]]
         elif isinstance(event, AdapterPromoted | AdapterRolledBack) and event.id not in self._seen:
             self._seen.add(event.id)
             stack = self.without(event.alias, event.migration, event.round)
             if isinstance(event, AdapterPromoted):
-                stack.append(Serving(event, self._bases.get(event.migration, "")))
+                stack.append(Serving(event, self._base_of(event)))
             self._mean(event.alias, stack)
+
+    def _base_of(self, event: AdapterPromoted) -> str:
+        bases = self._bases.get(event.migration, [])
+        return bases[event.base] if event.base < len(bases) else ""
 
     def without(self, alias: str, migration: str, number: int) -> list[Serving]:
         """What was promoted under an alias, without a migration's round; the last one is what it would mean."""

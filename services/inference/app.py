@@ -68,7 +68,7 @@ class Inference:
         rows = shard_of(load_rows(await read_bytes(store, event.rows)), event)
         spans: list[WorkSpan] = []
         loaded: list[Event] = []
-        async with self._engine(view) as engine:
+        async with self._engine(view, event.candidate.base) as engine:
             model = None
             if event.candidate.adapter is not None:
                 model, loaded = await self._load(event, event.candidate.adapter, engine, work, spans)
@@ -97,7 +97,7 @@ class Inference:
             return []
         rows = load_rows(await read_bytes(await work.bus.artifacts(), event.rows))
         spans: list[WorkSpan] = []
-        async with self._engine(view, alone=True) as engine:
+        async with self._engine(view, event.candidate.base, alone=True) as engine:
             model, loaded = await self._load(event, adapter, engine, work, spans)
             requests = burst_requests(rows, event, model)
             began = datetime.now(UTC)
@@ -166,13 +166,15 @@ class Inference:
             if spec.promotion != "auto":
                 return []
             adapter, by, why, command = event.candidate.adapter, "verdict", f"round {event.round} passed", ""
+            base = event.candidate.base
         else:
-            trained = view.adapter(event.round)
+            base = view.decided_base(event.round)
+            trained = view.adapter(event.round, base)
             adapter = trained.adapter if trained else None
             by, why, command = event.by, event.why, event.command
         if adapter is None:
             raise PermanentError(f"round {event.round} of {event.migration} has no adapter to promote")
-        async with self._engine(view) as engine:
+        async with self._engine(view, base) as engine:
             name, loaded = await self._load(event, adapter, engine, work, [])
         promoted = AdapterPromoted(
             migration=event.migration,
@@ -183,6 +185,7 @@ class Inference:
             by=by,
             why=why,
             command=command,
+            base=base,
         )
         return [*loaded, promoted]
 
@@ -202,7 +205,8 @@ class Inference:
 
     async def hold(self, under_way: Sequence[MigrationView]) -> None:
         """Have the engine hold the base model that it should while nobody asks for another."""
-        ranks = {view.spec.base_model: view.spec.recipe.rank for view in under_way if _goes_on(view) and view.spec}
+        specs = [view.spec for view in under_way if _goes_on(view) and view.spec]
+        ranks = {base: spec.recipe.rank for spec in specs for base in spec.bases}
         aliases = list(self.aliases.now.values())
         base = base_to_hold(
             self.room.base,
@@ -216,10 +220,12 @@ class Inference:
             async with self.room.use(base, self.adapters.rank_for(base, rank)):
                 pass
 
-    def _engine(self, view: MigrationView, *, alone: bool = False) -> AbstractAsyncContextManager[InferenceEngine]:
-        """The engine that this migration needs."""
+    def _engine(
+        self, view: MigrationView, base: int, *, alone: bool = False
+    ) -> AbstractAsyncContextManager[InferenceEngine]:
+        """The engine that this migration needs for one of its base models."""
         assert view.spec is not None
-        return self._engine_on(view.spec.base_model, view.spec.recipe.rank, alone=alone)
+        return self._engine_on(view.spec.bases[base], view.spec.recipe.rank, alone=alone)
 
     def _engine_on(
         self, base_model: str, rank: int, *, alone: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llamaduo.errors import AdapterRejected, RetryableError
 from services.inference.adapter_check import WEIGHTS, digest_of
@@ -29,12 +29,17 @@ def is_answered(row: str, skill: float) -> bool:
 
 
 class FakeEngine:
-    """See `InferenceEngine`. `delay_s` is how long one prompt takes; the untrained base is always wrong."""
+    """See `InferenceEngine`. `delay_s` is how long one prompt takes; the untrained base is always wrong.
+
+    `skill` gives an adapter's share of right answers by the rows it was trained on.
+    """
 
     base_url = ""
 
-    def __init__(self, *, delay_s: float = 0.0, wrong_answer: str = WRONG_ANSWER) -> None:
-        self._delay_s, self._wrong_answer = delay_s, wrong_answer
+    def __init__(
+        self, *, delay_s: float = 0.0, wrong_answer: str = WRONG_ANSWER, skill: Callable[[int], float] = skill_of
+    ) -> None:
+        self._delay_s, self._wrong_answer, self._skill_of = delay_s, wrong_answer, skill
         self._skills: dict[str, float] = {}
         self._started = False
 
@@ -54,7 +59,7 @@ class FakeEngine:
             rows = int(read_header(adapter.folder / WEIGHTS).metadata["rows"])
         except (OSError, KeyError, ValueError) as error:
             raise AdapterRejected(f"adapter {adapter.name}: not made by the fake trainer: {error}") from error
-        self._skills[adapter.name] = skill_of(rows)
+        self._skills[adapter.name] = self._skill_of(rows)
         return adapter.name
 
     def pin(self, names: frozenset[str]) -> None:

@@ -62,7 +62,7 @@ class Synthesizer:
             return []
         spec, data = view.spec, view.dataset(event.round)
         assert spec is not None and data is not None
-        adapter = view.adapter(event.round)
+        adapter = view.adapter(event.round, event.base)
         store = await work.bus.artifacts()
         splits = {name: load_rows(await read_bytes(store, ref)) for name, ref in data.splits.items()}
         await work.progress(event, "synthesizing", 0, rows_wanted(spec.synthesis, len(splits["train"])))

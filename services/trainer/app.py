@@ -17,7 +17,7 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
 from llamaduo.errors import NotYet, PermanentError, UserInputError
-from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, WeakRow, WorkSpan
+from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, TrainingRequested, WeakRow, WorkSpan
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
@@ -39,30 +39,37 @@ class Trainer:
         self._settings, self._engine = settings, engine
         self.folders = WorkFolders(settings.state_dir.resolve() / "training")
 
-    async def train(self, event: DatasetReady, work: Work) -> Sequence[Event]:
-        """Fine-tune on the round's data."""
+    async def train(self, event: DatasetReady | TrainingRequested, work: Work) -> Sequence[Event]:
+        """Fine-tune on the round's data: the first base model, or the one that is asked for."""
         with self.folders.use(work.job) as folder:
             return await self._train(event, work, folder)
 
-    async def _train(self, event: DatasetReady, work: Work, folder: Path) -> Sequence[Event]:
+    async def _train(self, event: DatasetReady | TrainingRequested, work: Work, folder: Path) -> Sequence[Event]:
+        number = event.base if isinstance(event, TrainingRequested) else 0
+        if number or event.round:  # what was said of this round and the one before counts
+            await work.mirror.up_to(work.seq)
         view = await work.view(event.migration)
-        spec = view.spec
+        if view.decision(event.round) is not None:  # a smaller base model passed before this one's turn came
+            return []
+        spec, data = view.spec, event if isinstance(event, DatasetReady) else view.dataset(event.round)
         assert spec is not None
+        if data is None:
+            raise NotYet(f"the data of round {event.round} has not been replayed here yet", delay=1)
         store = await work.bus.artifacts()
         await clear(folder.parent, await work.bus.bucket("work"), work.role)
-        base = await self._base(spec)
+        base = await self._base(spec.bases[number])
         previous = None
         if spec.recipe.start == "previous" and event.round > 0:
-            trained = view.adapter(event.round - 1)
-            if trained is None:
-                raise NotYet(f"the adapter of round {event.round - 1} has not been replayed here yet", delay=0.5)
-            previous = trained.adapter
-        job = await prepare(event, spec, base, store, folder, previous)
+            # None where this base model got no adapter in that round: then it begins anew.
+            before = view.adapter(event.round - 1, number)
+            previous = None if before is None else before.adapter
+        job = await prepare(data, spec, base, store, folder, previous)
         loop = asyncio.get_running_loop()
         told: set[asyncio.Task[None]] = set()
 
         def tell(progress: TrainProgress) -> None:
-            note = f"loss {progress.loss:.3f}" if progress.loss is not None else ""
+            note = f"{base.name} " if len(spec.bases) > 1 else ""
+            note += f"loss {progress.loss:.3f}" if progress.loss is not None else ""
             if progress.validation_loss is not None:
                 note += f", validation {progress.validation_loss:.3f}"
             task = loop.create_task(work.progress(event, "training", progress.step, progress.steps, note))
@@ -70,7 +77,8 @@ class Trainer:
             task.add_done_callback(told.discard)
 
         result = await self._engine.train(job, tell)
-        return [await announce(event, base, store, job, result, previous)]
+        trained = await announce(data, base, store, job, result, previous)
+        return [trained.model_copy(update={"base": number})]
 
     async def tidy(self, _bus: Bus, _mirror: Mirror) -> None:
         """Remove what ended migrations left behind; goes on for ever."""
@@ -78,11 +86,11 @@ class Trainer:
             await self.folders.remove_ended()
             await asyncio.sleep(TIDY_EVERY_S)
 
-    async def _base(self, spec: MigrationSpec) -> ResolvedBase:
+    async def _base(self, name: str) -> ResolvedBase:
         if self._settings.training_engine == "fake":
-            return ResolvedBase(name=spec.base_model, folder=Path("fake"), digest="0" * 64)
+            return ResolvedBase(name=name, folder=Path("fake"), digest="0" * 64)
         try:
-            return await resolve(spec.base_model, self._settings.state_dir.resolve() / "models")
+            return await resolve(name, self._settings.state_dir.resolve() / "models")
         except UserInputError as error:
             raise PermanentError(str(error)) from error
 

@@ -8,7 +8,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from llamaduo.events import AnyEvent, DatasetReady, MigrationCancelled, MigrationCompleted, MigrationStopped
+from llamaduo.events import (
+    AnyEvent,
+    DatasetReady,
+    MigrationCancelled,
+    MigrationCompleted,
+    MigrationStopped,
+    TrainingRequested,
+)
 
 
 class WorkFolders:
@@ -22,7 +29,7 @@ class WorkFolders:
 
     def take(self, event: AnyEvent) -> None:
         """One more event of the log: whose job it is, or that a migration has ended."""
-        if isinstance(event, DatasetReady):
+        if isinstance(event, DatasetReady | TrainingRequested):
             self._migration_of[event.id] = event.migration
         elif isinstance(event, MigrationCompleted | MigrationStopped | MigrationCancelled):
             self._ended.add(event.migration)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from llamaduo.errors import PermanentError
 from llamaduo.events import (
     AdapterPromoted,
-    AdapterTrained,
     Candidate,
     Command,
     DatasetReady,
@@ -30,15 +28,15 @@ from llamaduo.events import (
     ResponsesRequested,
     ResumeRequested,
     ServingRequested,
+    TrainingRequested,
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import Stop, after_failure
-from llamaduo.migrations.serving_gate import judge_serving
 from llamaduo.migrations.spec import Marking, MigrationSpec
-from services.verdict.judging import Outcome, judge_round, marks_with_intervals
+from services.verdict.bases import lost_bases, trained_or_answered, turn_of
+from services.verdict.judging import Outcome, marks_with_intervals
 from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_marked
 
-BASE = Candidate(kind="base")
 SERVICE = Candidate(kind="service")
 NEAREST = Candidate(kind="nearest")
 
@@ -99,45 +97,50 @@ def _baselines(view: MigrationView, spec: MigrationSpec) -> list[Event]:
     if data is None:
         return []
     size, rows = spec.marking.shard_rows, data.rows["test"]
-    base_rows = min(rows, spec.marking.baseline_rows or rows)
     return [
         *_ask(view, data, SERVICE, "test", range(_shards(rows, size))),
-        *_ask(view, data, BASE, "test", range(_shards(base_rows, size))),
+        *_ask_untrained(view, data, 0),
         *_ask(view, data, NEAREST, "test", range(_shards(rows, size))),
     ]
 
 
+def _ask_untrained(view: MigrationView, data: DatasetReady, base: int) -> list[Event]:
+    spec = view.spec
+    assert spec is not None
+    rows = min(data.rows["test"], spec.marking.baseline_rows or data.rows["test"])
+    candidate = Candidate(kind="base", base=base)
+    return _ask(view, data, candidate, "test", range(_shards(rows, spec.marking.shard_rows)))
+
+
 def _rounds(view: MigrationView, spec: MigrationSpec) -> list[Event]:
-    """Waves of shards, and the verdict, for every round whose adapter is there and that is not decided."""
+    """Training of further base models, waves of shards, and the verdict, for every round that is not decided."""
     events: list[Event] = []
     for number in view.rounds:
-        trained, data = view.adapter(number), view.dataset(number)
-        if trained is None or data is None or view.decision(number) is not None:
+        data = view.dataset(number)
+        if data is None or view.decision(number) is not None:
             continue
-        events += _round(view, spec, number, trained, data)
+        for base in range(1, len(spec.bases)):
+            events.append(TrainingRequested(migration=view.migration, round=number, base=base))
+        events += _round(view, spec, number, data)
     return events
 
 
-def _round(
-    view: MigrationView, spec: MigrationSpec, number: int, trained: AdapterTrained, data: DatasetReady
-) -> list[Event]:
-    candidate = Candidate(kind="adapter", round=number, adapter=trained.adapter)
+def _round(view: MigrationView, spec: MigrationSpec, number: int, data: DatasetReady) -> list[Event]:
     of = _shards(data.rows["test"], spec.marking.shard_rows)
-    local = shards_marked(view, candidate.key, "test", spec.awaited)
-    service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
-    outcome = judge_round(spec, number, of, local, service)
+    turn = turn_of(view, spec, number, of)
+    if turn is None:
+        return []
+    candidate, outcome = turn.candidate, turn.outcome
     if outcome.verdict == "waiting":
         if outcome.repeat:
             return _ask_again(view, spec, candidate, outcome, of)
+        local = shards_marked(view, candidate.key, "test", spec.awaited)
         ahead = prefix_length(local) + shards_ahead(spec.marking, outcome)
         return _ask(view, data, candidate, "test", range(min(of, ahead)))
     if outcome.verdict == "passed" and spec.gate.serving is not None:
-        measured = view.measured(number)
+        measured = view.measured(number, candidate.base)
         if measured is None:
             return [_measure(view, spec, number, candidate, data)]
-        speed = judge_serving(spec.gate, measured)
-        note = "; ".join(part for part in (outcome.note, speed.told) if part)
-        outcome = replace(outcome, verdict=speed.verdict, note=note)
     shared = {
         "migration": view.migration,
         "round": number,
@@ -147,6 +150,8 @@ def _round(
         "sure_after": outcome.sure_after,
         "note": outcome.note,
     }
+    if len(spec.bases) > 1:
+        shared |= {"base": candidate.base, "bases": turn.told(), "note": turn.note(spec.bases)}
     if outcome.verdict == "passed":
         return [EvalPassed(**shared, verdict="passed", candidate=candidate)]
     return [EvalFailed(**shared, verdict=outcome.verdict, failures=outcome.failures)]
@@ -217,7 +222,12 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
         of = _shards(holdout, size)
         events += _ask(view, data, passed.candidate, "holdout", range(of))
         waiting = not _complete(view, spec, passed.candidate, "holdout", of, now)
-    for candidate in (BASE, SERVICE, NEAREST):
+    base = passed.candidate.base
+    if base:  # the first one's was asked for at the start; of the others only the winner's is of interest
+        untrained = _ask_untrained(view, data, base)
+        events += untrained
+        waiting = waiting or any(event.id not in view.events for event in untrained)
+    for candidate in (Candidate(kind="base", base=base), SERVICE, NEAREST):
         of = len(view.asked(candidate.key, "test"))
         waiting = waiting or not _complete(view, spec, candidate, "test", of, now)
     promoted = spec.promotion == "manual" or passed.round in {e.round for e in view.of_type(AdapterPromoted)}
@@ -322,11 +332,19 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
             continue
         if view.passed is not None and getattr(event, "split", None) == "holdout":
             continue
+        place = trained_or_answered(failure, event)
+        if place is not None and (view.decision(place[0]) or _another_can_win(view, spec, place[0])):
+            continue
         return (
             f"{failure.consumer} gave up on {failure.subject} after {failure.attempts} tries: {failure.error} "
             f"(llamaduo dlq show {failure.dead_letter[:12]})"
         )
     return None
+
+
+def _another_can_win(view: MigrationView, spec: MigrationSpec, number: int) -> bool:
+    """Whether a round goes on without the base models whose training or answers were given up."""
+    return len(spec.bases) > 1 and len(lost_bases(view, spec, number)) < len(spec.bases)
 
 
 def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
@@ -338,13 +356,14 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
     }
     limit = timedelta(seconds=spec.silence_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
-    candidates: list[tuple[str, MarkedSplit]] = [(f"round-{n}", "test") for n in view.rounds]
+    rounds = [n for n in view.rounds if view.decision(n) is None]
+    every = [Candidate(kind="adapter", round=n, base=base) for n in rounds for base in range(len(spec.bases))]
+    candidates: list[tuple[str, MarkedSplit]] = [(candidate.key, "test") for candidate in every]
     if view.passed is not None:
-        candidates += [(view.passed.candidate.key, "holdout"), ("base", "test"), ("service", "test")]
+        base = Candidate(kind="base", base=view.passed.candidate.base)
+        candidates += [(view.passed.candidate.key, "holdout"), (base.key, "test"), (SERVICE.key, "test")]
         candidates.append((NEAREST.key, "test"))
     for key, split in candidates:
-        if split == "test" and key.startswith("round-") and view.decision(int(key[6:])) is not None:
-            continue
         for shard, generated in view.generated(key, split).items():
             if generated.skipped or generated.id in lost:
                 continue

@@ -60,8 +60,11 @@ def judge_round(
     of: int,
     local: dict[int, list[EvalScored]],
     service: dict[int, list[EvalScored]],
+    failures_wanted: int | None = None,
 ) -> Outcome:
     """Decide round `number` from its marked shards (`of` in all), in shard order, as soon as it is certain.
+
+    After a sure fail it goes on for `failures_wanted` failing rows; None: as many as the spec says.
 
     `service` holds the service LLM's marks for the same shards, used where parity is asked. The answer depends
     only on the unbroken prefix, so any replica, at any time, gives the same one. Where all first marks leave it
@@ -72,7 +75,7 @@ def judge_round(
     alpha = alpha_of_look(spec, number, noisy)
     samples, most = spec.generation.answers, spec.marking.repeats if noisy else 0
     first = Look(spec, alpha, marked_again(local, [], 0), service)
-    outcome = first.outcome(of, spec.marking.failures_wanted)
+    outcome = first.outcome(of, spec.marking.failures_wanted if failures_wanted is None else failures_wanted)
     for repeat in range(1, most + 1):
         if outcome.verdict != "undecided" or not first.trusted:
             return outcome

@@ -25,6 +25,7 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
     ResponsesGenerated,
+    TrainingRequested,
     subject_of,
 )
 from llamaduo.identity import SCHEME, adapter_digest, content_digest, identity, seed_of
@@ -140,7 +141,9 @@ def id_vectors() -> dict[str, Any]:
     events: list[Event] = [
         DatasetReady(migration="m-1", round=0, splits={}, rows={}, digest=ZEROS),
         DatasetReady(migration="m-1", round=0, splits={}, rows={}, digest=ZEROS, submission=2),
+        TrainingRequested(migration="m-1", round=0, base=1),
         ResponsesGenerated(**shard, candidate=Candidate(kind="base"), responses=None),
+        ResponsesGenerated(**shard, candidate=Candidate(kind="adapter", round=0, base=1), responses=None),
         EvalScored(**shard, candidate=adapter, evaluator="exact-match", version="1", repeat=0),
         EvalFailed(migration="m-1", round=1, verdict="failed", marks={}, gate={}, rows=0),
         EvalPassed(migration="m-1", round=1, verdict="passed", marks={}, gate={}, rows=0, candidate=adapter),

@@ -86,11 +86,17 @@ class Candidate(Part):
     kind: Literal["base", "service", "adapter", "nearest"]
     round: int | None = None
     adapter: Adapter | None = None
+    base: int = Field(0, ge=0, description="which of the spec's base models it is or was trained from; 0: the first")
 
     @property
     def key(self) -> str:
-        """`base`, `service`, `nearest` or `round-<n>`; part of ids."""
-        return f"round-{self.round}" if self.kind == "adapter" else self.kind
+        """`base`, `service`, `nearest` or `round-<n>`; of another base model than the first `base-<k>` or
+        `round-<n>-base-<k>`. Part of ids.
+        """
+        of = f"base-{self.base}" if self.base else "base"
+        if self.kind == "adapter":
+            return f"round-{self.round}-{of}" if self.base else f"round-{self.round}"
+        return of if self.kind == "base" else self.kind
 
 
 class MetricRange(Part):
@@ -197,6 +203,19 @@ class DatasetReady(OfRound):
     work: list[WorkSpan] = Field(default_factory=list)
 
 
+class TrainingRequested(OfRound):
+    """Train another base model than the first on a round's data, where the spec has several.
+
+    The first needs no such wish: `dataset.ready` sets off its training.
+    """
+
+    type: Literal["training.requested"] = "training.requested"
+    base: int = Field(ge=1, description="which of the spec's base models, from 0")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.base)
+
+
 class WeakRow(Part):
     """A validation row whose answer an adapter would not give word for word."""
 
@@ -225,6 +244,7 @@ class AdapterTrained(OfRound):
 
     type: Literal["adapter.trained"] = "adapter.trained"
     adapter: Adapter
+    base: int = Field(0, ge=0, description="which of the spec's base models it was trained from; 0: the first")
     dataset: Sha256
     recipe: dict[str, Any]
     steps: int
@@ -243,6 +263,9 @@ class AdapterTrained(OfRound):
     versions: dict[str, str] = Field(default_factory=dict)
     weak: list[WeakRow] = Field(default_factory=list, description="the rows with the highest loss, that first")
     work: list[WorkSpan] = Field(default_factory=list)
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.base) if self.base else (self.round,)
 
 
 class OfShard(Event):
@@ -340,6 +363,18 @@ class EvalScored(OfShard):
         return (*super().job_key(), self.evaluator, self.version, self.repeat)
 
 
+class BaseVerdict(Part):
+    """What became of one of several base models in a round."""
+
+    base: int = Field(ge=0, description="which of the spec's base models, from 0")
+    verdict: Literal["passed", "failed", "undecided", "lost"] = Field(
+        description="lost: its training or its answers went to the dead letters"
+    )
+    marks: Marks = Field(default_factory=dict)
+    rows: int = Field(0, description="test prompts marked when that was known")
+    note: str = ""
+
+
 class RoundDecided(OfRound):
     """A round's verdict on the test split."""
 
@@ -350,6 +385,10 @@ class RoundDecided(OfRound):
     rows: int = Field(description="test prompts marked when it was decided")
     sure_after: int = Field(0, description="test prompts after which it was certain; 0: it never was, or not told")
     note: str = ""
+    base: int = Field(0, ge=0, description="which base model this is about: the one that passed, else the best one")
+    bases: list[BaseVerdict] = Field(
+        default_factory=list, description="where the spec has several: each that was looked at"
+    )
 
 
 class EvalFailed(RoundDecided):
@@ -377,6 +416,9 @@ class ServingRequested(OfRound):
     max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0)
 
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.candidate.base) if self.candidate.base else (self.round,)
+
 
 class ServingMeasured(OfRound):
     """How fast the engine that serves this round's adapter answered a burst of test prompts."""
@@ -398,6 +440,9 @@ class ServingMeasured(OfRound):
     output_tokens: int = 0
     work: list[WorkSpan] = Field(default_factory=list)
 
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.round, self.candidate.base) if self.candidate.base else (self.round,)
+
 
 class AdapterPromoted(OfRound):
     """The alias now means this adapter."""
@@ -409,6 +454,7 @@ class AdapterPromoted(OfRound):
     by: str
     why: str
     command: str = ""
+    base: int = Field(0, ge=0, description="which of the spec's base models it belongs to; 0: the first")
 
     def job_key(self) -> tuple[str | int, ...]:
         return (self.round, self.alias, self.command)
@@ -546,6 +592,7 @@ class MigrationCancelled(MigrationEnded):
 AnyEvent = (
     MigrationRequested
     | DatasetReady
+    | TrainingRequested
     | AdapterTrained
     | ResponsesRequested
     | ReferencesRequested

@@ -49,6 +49,13 @@ def test_a_roll_back_reaches_what_an_older_migration_of_that_name_promoted() -> 
     assert meaning(*log, rolled_back(0, 1, "m-2"), rolled_back(1, None)) is None
 
 
+def test_of_several_base_models_it_is_the_one_that_was_promoted() -> None:
+    start = requested(base_model="", base_models=["small", "large"])
+    won = promoted(1).model_copy(update={"base": 1})
+    assert meaning(start, promoted(0), won) == ("m-1-r1", "large")
+    assert meaning(start, promoted(0), won, rolled_back(1, 0)) == ("m-1-r0", "small")
+
+
 def test_what_was_taken_back_never_returns_by_another_roll_back() -> None:
     log = (requested(), promoted(0), promoted(1), rolled_back(1, 0))
     assert meaning(*log) == ("m-1-r0", "base")

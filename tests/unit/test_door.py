@@ -138,6 +138,25 @@ SPECS: list[tuple[str, str, str]] = [
     ("owner/model", "./modle", "3: base_model: no such model file or folder (did you mean 'model'?)"),
     ("owner/model", "./model",
      "3: base_model: {folder}/model: no config.json here, so this is no model folder"),
+    # --- several base models
+    ("base_model: owner/model\n", "", "1: base_model: this key is missing"),
+    ("base_model: owner/model", "base_models: []", "3: base_models: must name at least 1"),
+    ("base_model: owner/model", "base_models: owner/model",
+     "3: base_models: must be a list, not 'owner/model' (did you mean [owner/model]?)"),
+    ("base_model: owner/model", "base_model: owner/model\nbase_models: [owner/a]",
+     "4: base_models: stands beside base_model (one of the two, not both)"),
+    ("base_model: owner/model", "base_models: [owner/a, owner/b, owner/a]",
+     "3: base_models.2: owner/a is named twice"),
+    ("base_model: owner/model", "base_models:\n  - owner/a\n  - gpt2",
+     "5: base_models.1: 'gpt2' is no folder, no .gguf file and no Hub id "
+     "(a Hub id has an owner, e.g. HuggingFaceTB/SmolLM2-135M-Instruct)"),
+    ("base_model: owner/model", "base_models:\n  - owner/a\n  - ./modle",
+     "5: base_models.1: no such model file or folder (did you mean 'model'?)"),
+    ("base_model: owner/model", "base_models: [owner/m-1.7B, owner/unknown, owner/m-135M]",
+     "3: base_models.2: owner/m-135M (135M weights) stands after owner/m-1.7B (1,700M) "
+     "(smallest first: the smallest that passes wins)"),
+    ("base_model: owner/model", "base_modles: [owner/a]",
+     "3: base_modles: unknown key (did you mean 'base_models'?)"),
     # --- the way to the dataset
     ("tickets.jsonl", "ticket.jsonl", "2: coverage: ticket.jsonl: no such file (did you mean 'tickets.jsonl'?)"),
     ("tickets.jsonl", "no/tickets.jsonl",

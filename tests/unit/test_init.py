@@ -238,5 +238,17 @@ def test_steps_follow_rows_and_machine() -> None:
 
 def test_another_base_model_stands_as_it_was_given(tmp_path: Path) -> None:
     rows = read_coverage(dataset(tmp_path, SHAPES["text"]))
-    spec = yaml.safe_load(draft_spec(rows, name="x", coverage="x", machine=SMALL, base_model="owner/other"))
+    spec = yaml.safe_load(draft_spec(rows, name="x", coverage="x", machine=SMALL, base_models=["owner/other"]))
     assert spec["base_model"] == "owner/other"
+
+
+def test_several_base_models_become_a_list_that_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, data = tmp_path / "migration.yaml", dataset(tmp_path, SHAPES["labels"])
+    several = ["--base-model", "owner/small-135M", "--base-model", "owner/large-1.7B"]
+    assert call(["init", str(data), "--out", str(out), *several]) == 0
+    assert yaml.safe_load(out.read_text())["base_models"] == ["owner/small-135M", "owner/large-1.7B"]
+    capsys.readouterr()
+    assert call(["init", str(data), "--out", str(out), "--force", *several[2:], *several[:2]]) == 2
+    assert "base_models.1: owner/small-135M (135M weights) stands after" in capsys.readouterr().err

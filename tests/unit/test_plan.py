@@ -196,6 +196,25 @@ def test_no_hours_are_made_up_for_a_gpu_or_an_unknown_size() -> None:
     assert "size of the base model is unknown" in page(planned(base_model="owner/model"))
 
 
+SMALL_AND_LARGE = ["HuggingFaceTB/SmolLM2-135M-Instruct", "meta-llama/Llama-3.2-1B-Instruct"]
+
+
+def test_several_base_models_are_all_trained_and_the_largest_must_fit() -> None:
+    one, two = planned(), planned(base_model="", base_models=SMALL_AND_LARGE)
+    large = planned(base_model=SMALL_AND_LARGE[1])
+    assert two.base_model == " or ".join(SMALL_AND_LARGE) and two.memory == large.memory
+    # Round 0 passes with the smallest; where all rounds are needed, both are trained, answer and are marked.
+    assert two.hours.first == pytest.approx(one.hours.first, rel=0.2)
+    assert one.hours.every is not None and large.hours.every is not None and two.hours.every is not None
+    assert large.hours.every < two.hours.every < one.hours.every + large.hours.every
+    assert (one.calls.first, one.calls.every) < (two.calls.first, two.calls.every)
+    notes = "\n".join(two.notes)
+    assert f"{SMALL_AND_LARGE[1]}: Llama Community License" in notes and "share the error" in notes
+    tight = planned(Machine(4, 8.0), base_model="", base_models=SMALL_AND_LARGE)
+    assert [note for note in tight.notes if note.startswith(f"memory: training and serving of {SMALL_AND_LARGE[1]}")]
+    assert "size of a base model is unknown" in page(planned(base_model="", base_models=["owner/a", "owner/b-1B"]))
+
+
 def test_what_does_not_fit_is_said() -> None:
     plan = planned(Machine(4, 8.0), base_model="Qwen/Qwen3-4B-Instruct-2507")
     assert plan.memory.fits is False

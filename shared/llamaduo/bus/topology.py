@@ -51,6 +51,7 @@ from llamaduo.events import (
     RollbackRequested,
     ServingMeasured,
     ServingRequested,
+    TrainingRequested,
     WorkFailed,
     subject_of,
 )
@@ -142,10 +143,10 @@ SERVICES: dict[str, ServiceContract] = {
     ),
     "trainer": ServiceContract(
         "Fine-tunes a LoRA adapter on a round's data.",
-        durables=(Durable("trainer", (DatasetReady,), attempts=3),),
+        durables=(Durable("trainer", (DatasetReady, TrainingRequested), attempts=3),),
         publishes=(AdapterTrained, *FAILURES),
         # Adapters: a round may go on from the one before.
-        reads=(*BROADCAST, DatasetReady, AdapterTrained),
+        reads=(*BROADCAST, DatasetReady, TrainingRequested, AdapterTrained),
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, measures how fast an adapter is served, serves what was promoted.",
@@ -177,6 +178,7 @@ SERVICES: dict[str, ServiceContract] = {
         "Asks for answers in waves, decides rounds, and alone ends a migration.",
         durables=(Durable("verdict", ALL, attempts=10, leased=False),),
         publishes=(
+            TrainingRequested,
             ResponsesRequested,
             ReferencesRequested,
             MarksRequested,

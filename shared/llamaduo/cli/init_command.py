@@ -18,7 +18,12 @@ def init(
     out: Annotated[Path, typer.Option(help="The spec to write.")] = Path("migration.yaml"),
     name: Annotated[str | None, typer.Option(help="The migration's name; default: the dataset's.")] = None,
     service_llm: Annotated[str, typer.Option(help="Who does the task today, provider:model.")] = "openai:gpt-4o",
-    base_model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; default: by this machine.")] = None,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Hub id, folder or .gguf; default: by this machine. Several times: the smallest that passes wins."
+        ),
+    ] = None,
     column: Annotated[list[str] | None, typer.Option("--column", help=COLUMN)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=SKIP_BAD)] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a spec that is there.")] = False,
@@ -52,7 +57,7 @@ def init(
             coverage=data if on_the_hub else os.path.relpath(Path(data).resolve(), out.resolve().parent),
             machine=this_machine(),
             service_llm=service_llm,
-            base_model=_as_seen_from(base_model, out),
+            base_models=[_as_seen_from(base, out) for base in base_model or []],
             columns=columns,
         )
     except UserInputError as error:
@@ -80,8 +85,8 @@ def name_of(data: str) -> str:
     return likely_name(last) or "migration"
 
 
-def _as_seen_from(base_model: str | None, out: Path) -> str | None:
+def _as_seen_from(base_model: str, out: Path) -> str:
     """A path as it must stand in the spec, which may lie elsewhere; Hub ids as they are."""
-    if base_model is None or not Path(base_model).expanduser().exists():
+    if not Path(base_model).expanduser().exists():
         return base_model
     return os.path.relpath(Path(base_model).expanduser().resolve(), out.resolve().parent)

@@ -88,7 +88,7 @@ def command_event(what: str, view: MigrationView, command: str, why: str, number
         chosen = number if number is not None else view.passed.round if view.passed else None
         if chosen is None:
             raise UserInputError("no round has passed", field="--round", hint="name the round to promote")
-        if view.adapter(chosen) is None:
+        if view.adapter(chosen, view.decided_base(chosen)) is None:
             raise UserInputError(f"round {chosen} has no adapter", field="--round")
         return PromoteRequested.model_validate({**about, "round": chosen})
     chosen = number if number is not None else served_round(view)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import LlamaDuoError
-from llamaduo.events import EvalFailed
+from llamaduo.events import Candidate, EvalFailed
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import mean_by_row
 from llamaduo.migrations.report_html import SideBySide
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 def labels_of(view: MigrationView) -> dict[str, str]:
     """Candidates with answers to the test split, by key, in the order they are shown."""
-    keys = ["base", "nearest", *(f"round-{number}" for number in view.rounds), "service"]
-    names = {"base": "base model", "nearest": "nearest train row", "service": "service LLM"}
+    bases = view.spec.bases if view.spec else [""]
+    several = [f" ({name})" if len(bases) > 1 else "" for name in bases]
+    labels = {Candidate(kind="base", base=i).key: f"base model{of}" for i, of in enumerate(several)}
+    labels["nearest"] = "nearest train row"
+    for number in view.rounds:
+        for base, of in enumerate(several):
+            labels[Candidate(kind="adapter", round=number, base=base).key] = f"round {number}{of}"
+    labels["service"] = "service LLM"
     return {
-        key: names.get(key, key.replace("-", " "))
-        for key in keys
+        key: label
+        for key, label in labels.items()
         if any(not event.skipped for event in view.generated(key, "test").values())
     }
 

@@ -266,8 +266,9 @@ def _taken(source: str, spec: MigrationSpec, folder: Path) -> TakenAdapter:
     from llamaduo.sharing.taking import belongs_to, take_adapter
 
     taken = take_adapter(source, folder / "adapters")
-    if not belongs_to(taken, spec.base_model):
-        typer.echo(f"note: {source} says it belongs to {taken.base_model}, not to {spec.base_model}", err=True)
+    if not any(belongs_to(taken, base) for base in spec.bases):
+        named = " or ".join(spec.bases)
+        typer.echo(f"note: {source} says it belongs to {taken.base_model}, not to {named}", err=True)
     return taken
 
 

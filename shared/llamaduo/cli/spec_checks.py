@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,8 +18,9 @@ from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import FEWEST, ServiceLLM
-from llamaduo.migrations.spec_file import SpecFile
+from llamaduo.migrations.spec_file import KeyPath, SpecFile
 from llamaduo.names import did_you_mean
+from llamaduo.planning.known_models import parameters_of
 from llamaduo.service_llm.credentials import (
     PROVIDER_KEYS,
     api_key,
@@ -104,13 +106,14 @@ def check_tools(found: SpecFile, rows: Sequence[Row]) -> None:
     if found.spec.tool_wording == "text" or not any(row.needs_tools for row in rows):
         return
     # Others are rendered by the trainer, before it trains.
-    folder = _folder_at_hand(found.spec.base_model)
-    if folder is not None and not may_render_tools(chat_template_of(folder) or ""):
-        raise found.mistake(
-            ("tool_wording",),
-            f"the chat template of {found.spec.base_model} does not render tools",
-            "leave tool_wording out: tools are then put into words",
-        )
+    for base in found.spec.bases:
+        folder = _folder_at_hand(base)
+        if folder is not None and not may_render_tools(chat_template_of(folder) or ""):
+            raise found.mistake(
+                ("tool_wording",),
+                f"the chat template of {base} does not render tools",
+                "leave tool_wording out: tools are then put into words",
+            )
 
 
 def check_slices(found: SpecFile, rows: Sequence[Row]) -> None:
@@ -268,23 +271,44 @@ def check_keys(
     return list(dict.fromkeys(notes))
 
 
-def check_base_model(found: SpecFile) -> list[str]:
-    """UserInputError if the base model cannot be one; a note if it will have to be fetched."""
-    written = found.spec.base_model
+def check_base_models(found: SpecFile) -> list[str]:
+    """UserInputError if a base model cannot be one, or several are not in order; notes on those to be fetched."""
+    several = found.spec.base_models
+    if not several:
+        return _check_base_model(found, ("base_model",), found.spec.base_model)
+    notes = [
+        note for place, name in enumerate(several) for note in _check_base_model(found, ("base_models", place), name)
+    ]
+    sizes = {name: size for name in several if (size := parameters_of(name)) is not None}
+    known = list(sizes)
+    for smaller, larger in pairwise(known):
+        if sizes[larger] < sizes[smaller]:
+            raise found.mistake(
+                ("base_models", several.index(larger)),
+                f"{larger} ({sizes[larger] / 1e6:,.0f}M weights) stands after {smaller} "
+                f"({sizes[smaller] / 1e6:,.0f}M)",
+                "smallest first: the smallest that passes wins",
+            )
+    if len(known) < len(several):
+        notes.append("base_models: not all sizes are known here; their order in the spec counts as smallest first")
+    return notes
+
+
+def _check_base_model(found: SpecFile, key: KeyPath, written: str) -> list[str]:
     base = Path(written)
     if base.is_dir():
         try:
             check_folder(base)
         except UserInputError as error:
-            raise found.mistake(("base_model",), f"{base}: {error.message}", error.hint) from error
+            raise found.mistake(key, f"{base}: {error.message}", error.hint) from error
         return []
     if base.is_file():
         if base.suffix != ".gguf":
-            raise found.mistake(("base_model",), f"{base} is a file, but not a .gguf")
+            raise found.mistake(key, f"{base} is a file, but not a .gguf")
         return []
     if not HUB_ID.fullmatch(written):
         raise found.mistake(
-            ("base_model",),
+            key,
             f"{written!r} is no folder, no .gguf file and no Hub id",
             "a Hub id has an owner, e.g. HuggingFaceTB/SmolLM2-135M-Instruct",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llamaduo.cli.spec_checks import (
-    check_base_model,
+    check_base_models,
     check_gate,
     check_keys,
     check_providers,
@@ -70,7 +70,9 @@ OPTIONS = {"model": "--service-llm", "base_url": "--service-llm-url", "api_key_e
 
 def migration_id(spec: MigrationSpec, rows: list[Row], number: int) -> str:
     """The id of submission `number`: from the spec without the way to its dataset, and the rows themselves."""
-    frozen = spec.model_dump(mode="json", exclude={"coverage", "columns"})
+    # A key that came later and is not used leaves the id of a spec what it was.
+    unused = set() if spec.base_models else {"base_models"}
+    frozen = spec.model_dump(mode="json", exclude={"coverage", "columns", *unused})
     return "m-" + identity("migration", content_digest(frozen), dataset_digest(rows), number)[:16]
 
 
@@ -126,7 +128,7 @@ def check(
     """
     check_gate(found)
     check_providers(found)
-    notes = check_base_model(found)
+    notes = check_base_models(found)
     coverage = sound(found.spec.coverage, found.spec.columns, skip_bad=skip_bad)
     rows = list(coverage.rows.values())
     check_tools(found, rows)

@@ -65,7 +65,8 @@ def _about_round(event: AnyEvent) -> str | None:
     match event:
         case MigrationRequested():
             spec = MigrationSpec.model_validate(event.spec)
-            return f"submitted: {spec.name}, {spec.base_model} is to learn it from {spec.service_llm.model}"
+            bases = " or ".join(spec.bases)
+            return f"submitted: {spec.name}, {bases} is to learn it from {spec.service_llm.model}"
         case DatasetReady():
             rows = ", ".join(f"{count} {split}" for split, count in event.rows.items())
             dropped = ", ".join(f"{count} {name}" for name, count in sorted(event.removed.items()) if count)
@@ -73,8 +74,9 @@ def _about_round(event: AnyEvent) -> str | None:
             return f"round {event.round}: data is ready: {rows}{new}" + (f"; dropped {dropped}" if dropped else "")
         case AdapterTrained():
             loss = f", validation loss {event.validation_loss:.4g}" if event.validation_loss is not None else ""
+            of = f" {event.adapter.base_model}" if event.base else ""
             began = f" from round {event.round - 1}'s adapter on" if event.continued_from else ""
-            return f"round {event.round}: trained {event.steps} steps{began}, best at {event.best_step}{loss}"
+            return f"round {event.round}: trained{of} {event.steps} steps{began}, best at {event.best_step}{loss}"
         case ServingRequested():
             return f"round {event.round}: the marks pass; measuring how fast it is served"
         case ServingMeasured():
@@ -157,8 +159,9 @@ def picture(report: Report, progress: Mapping[str, Progress]) -> RenderableType:
         if marks:
             rounds.add_row(label, "", "", "", show_marks(marks, between="\n"))
     for part in report.rounds:
+        of = f"\n{part.base_model}" if part.base_model else ""
         rounds.add_row(
-            f"round {part.number}",
+            f"round {part.number}{of}",
             str(part.rows or ""),
             str(part.steps or ""),
             part.verdict or ("…" if report.status == "running" else "not decided"),
@@ -197,6 +200,9 @@ def summary(report: Report) -> str:
         verdict = part.verdict or ("under way" if report.status == "running" else "not decided")
         lines.append(f"  round {part.number}      {verdict}: {show_marks(part.marks, thresholds)}")
         lines.append(f"               {part.rows} training rows (+{part.added}), {part.steps or 0} steps")
+        if part.bases:
+            each = ", ".join(f"{base.model} {base.verdict or '–'}" for base in part.bases)
+            lines.append(f"               of {part.base_model}; {each}")
     lines.append(f"  service LLM  {show_marks(report.service_llm.marks)}")
     if report.holdout:
         lines.append(f"  holdout      {show_marks(report.holdout)}")

@@ -99,17 +99,34 @@ class MigrationView:
         """The data of a round."""
         return self._of_round(DatasetReady, number)
 
-    def adapter(self, number: int) -> AdapterTrained | None:
-        """The adapter of a round."""
-        return self._of_round(AdapterTrained, number)
+    def adapter(self, number: int, base: int = 0) -> AdapterTrained | None:
+        """The adapter of a round, of one of the spec's base models."""
+        return next((e for e in self.of_type(AdapterTrained) if (e.round, e.base) == (number, base)), None)
 
     def decision(self, number: int) -> EvalFailed | EvalPassed | None:
         """The verdict on a round."""
         return self._of_round(EvalPassed, number) or self._of_round(EvalFailed, number)
 
-    def measured(self, number: int) -> ServingMeasured | None:
-        """How fast the adapter of a round answers where it is served."""
-        return self._of_round(ServingMeasured, number)
+    def decided_base(self, number: int) -> int:
+        """The base model that a round stands for: what its verdict is about, the first one before that."""
+        decided = self.decision(number)
+        return decided.base if decided is not None else 0
+
+    def shown_base(self, number: int) -> int:
+        """The same, but before the verdict the base model that is being looked at: the smaller ones have failed."""
+        if self.decision(number) is not None:
+            return self.decided_base(number)
+        candidates = (e.candidate for e in self.of_type(ResponsesRequested))
+        return max((c.base for c in candidates if c.kind == "adapter" and c.round == number), default=0)
+
+    def shown(self, number: int) -> str:
+        """Key of the candidate whose answers and marks stand for a round, see `shown_base`."""
+        return Candidate(kind="adapter", round=number, base=self.shown_base(number)).key
+
+    def measured(self, number: int, base: int = 0) -> ServingMeasured | None:
+        """How fast the adapter of a round, of one of the spec's base models, answers where it is served."""
+        every = self.of_type(ServingMeasured)
+        return next((e for e in every if (e.round, e.candidate.base) == (number, base)), None)
 
     @property
     def rounds(self) -> list[int]:
@@ -218,7 +235,7 @@ class MigrationView:
         last = self.rounds[-1]
         if isinstance(self.decision(last), EvalFailed):
             return "synthesizing"
-        if self.adapter(last) is None:
+        if self.adapter(last, self.shown_base(last)) is None:
             return "training"
         return "measuring" if self._of_round(ServingRequested, last) is not None else "marking"
 

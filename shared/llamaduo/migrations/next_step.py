@@ -60,7 +60,7 @@ def after_failure(view: MigrationView, number: int) -> NextRound | Stop:
         raise ValueError(f"round {number} of {view.migration} has not failed")
     budgets = spec.budgets
     # Measured only where all else was passed: more rows would make a model better, and no faster.
-    if (measured := view.measured(number)) is not None:
+    if (measured := view.measured(number, failed.base)) is not None:
         speed = judge_serving(spec.gate, measured)
         return Stop("serving", f"round {number} passed all but gate.serving ({speed.verdict}): {speed.told}")
     if number + 1 >= budgets.rounds:

@@ -14,6 +14,7 @@ from llamaduo.events import (
     AdapterTrained,
     BudgetRefused,
     CallCounts,
+    Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,
@@ -30,6 +31,7 @@ from llamaduo.events import (
 from llamaduo.migrations.confusion import ConfusionPart, confusions_of
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import fixed_marks
+from llamaduo.migrations.report_bases import BaseInRound, bases_of
 from llamaduo.migrations.report_serving import ServingPart, serving_of
 from llamaduo.migrations.report_trust import TrustPart, trust_of
 from llamaduo.migrations.report_warnings import warnings_of
@@ -47,7 +49,7 @@ class Part(BaseModel):
 
 
 class BaseModelPart(Part):
-    """The untrained base model on the test split."""
+    """The untrained base model on the test split. Of several the one that won, the first one before that."""
 
     model: str | None = None
     digest: str | None = Field(None, description="of its weights, tokenizer and chat template")
@@ -71,6 +73,12 @@ class RoundPart(Part):
     """One pass of the loop."""
 
     number: int
+    base_model: str | None = Field(
+        None, description="of several the one that these figures are about: it passed, else it was the best one"
+    )
+    bases: list[BaseInRound] = Field(
+        default_factory=list, description="where there are several: each, smallest first"
+    )
     verdict: Literal["passed", "failed", "undecided"] | None = Field(None, description="None: not decided yet")
     note: str = Field("", description="the verdict's own words")
     rows: int = Field(0, description="training rows")
@@ -212,7 +220,7 @@ def marks_so_far(view: MigrationView, candidate: str, split: MarkedSplit) -> Mar
 
 
 def _round_marks(view: MigrationView, number: int, decided: EvalFailed | EvalPassed | None) -> Marks:
-    marks = marks_so_far(view, f"round-{number}", "test")
+    marks = marks_so_far(view, view.shown(number), "test")
     if decided is not None:
         for evaluator, metrics in decided.marks.items():
             marks[evaluator] = {**marks.get(evaluator, {}), **metrics}
@@ -220,11 +228,13 @@ def _round_marks(view: MigrationView, number: int, decided: EvalFailed | EvalPas
 
 
 def _round(view: MigrationView, number: int, seconds: Seconds) -> RoundPart:
-    data, trained, decided = view.dataset(number), view.adapter(number), view.decision(number)
+    data, decided = view.dataset(number), view.decision(number)
+    trained = view.adapter(number, view.shown_base(number))
     parts: dict[str, Any] = {
         "number": number,
         "seconds": seconds,
         "marks": _round_marks(view, number, decided),
+        **bases_of(view, number),
     }
     if data is not None:
         parts |= {
@@ -355,7 +365,9 @@ def build_report(view: MigrationView, now: datetime) -> Report:
     overall = seconds_within(spans, began, until) if began else Seconds()
     rounds = [_round(view, n, seconds_within(spans, *window)) for n, window in windows.items()]
     trained = view.of_type(AdapterTrained)
-    holdout = marks_so_far(view, f"round-{passed.round}", "holdout") if passed else {}
+    base = passed.candidate.base if passed else 0
+    of_base = next((event for event in trained if event.base == base), None)
+    holdout = marks_so_far(view, passed.candidate.key, "holdout") if passed else {}
     if isinstance(ended, MigrationCompleted) and not holdout:
         holdout = ended.holdout
     report = Report(
@@ -370,9 +382,9 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         requested_at=request.at if request else None,
         ended_at=ended.at if ended else None,
         base_model=BaseModelPart(
-            model=spec.base_model if spec else None,
-            digest=trained[0].adapter.base_digest if trained else None,
-            marks=marks_so_far(view, "base", "test"),
+            model=spec.bases[base] if spec else None,
+            digest=of_base.adapter.base_digest if of_base else None,
+            marks=marks_so_far(view, Candidate(kind="base", base=base).key, "test"),
         ),
         service_llm=ServiceLLMPart(
             model=spec.service_llm.model if spec else None,

@@ -218,7 +218,33 @@ def _data(report: Report) -> str:
     dropped = {name for part in report.rounds for name, count in part.removed.items() if count}
     words = "; ".join(f"<i>{escape(name)}</i>: {escape(what)}" for name, what in FILTERS.items() if name in dropped)
     explained = f"<p class='soft'>Dropped as {words}.</p>" if words else ""
-    return "<h2>Data</h2>" + _table(head, rows, (0, 3, 5)) + explained
+    return "<h2>Data</h2>" + _table(head, rows, (0, 3, 5)) + explained + _several(report)
+
+
+def _not_told(part: RoundPart) -> str:
+    return "not looked at" if part.verdict else "under way"
+
+
+def _several(report: Report) -> str:
+    """What became of each base model in each round, where there are several."""
+    rows = [
+        [
+            str(part.number),
+            _text(base.model),
+            f'<span class="{base.verdict or "running"}">{base.verdict or _not_told(part)}</span>',
+            str(base.marked),
+            _text(base.steps),
+            _text(base.validation_loss and f"{base.validation_loss:.4g}"),
+            escape(base.note),
+        ]
+        for part in report.rounds
+        for base in part.bases
+    ]
+    if not rows:
+        return ""
+    head = ["round", "base model", "verdict", "prompts marked", "steps", "validation loss", ""]
+    why = "<p class='soft'>Smallest first. A larger one is marked only once all smaller ones have failed.</p>"
+    return "<h2>Base models</h2>" + why + _table(head, rows, (0, 3, 4, 5))
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -34,8 +34,8 @@ class ServingPart(BaseModel):
 
 def serving_of(view: MigrationView) -> ServingPart | None:
     """Of the last round that was measured; None where none was."""
-    number = max((n for n in view.rounds if view.measured(n) is not None), default=None)
-    measured = None if number is None else view.measured(number)
+    every = [measured for n in view.rounds if (measured := view.measured(n, view.shown_base(n))) is not None]
+    measured = every[-1] if every else None
     if view.spec is None or measured is None:
         return None
     speed, seconds = judge_serving(view.spec.gate, measured), measured.seconds

@@ -110,7 +110,7 @@ def trust_of(view: MigrationView) -> TrustPart:
     spec = view.spec
     if spec is None:
         return TrustPart()
-    marked = [n for n in view.rounds if any(view.scored(f"round-{n}", "test", e.name) for e in spec.evaluators)]
+    marked = [n for n in view.rounds if any(view.scored(view.shown(n), "test", e.name) for e in spec.evaluators)]
     return TrustPart(
         resolution=_resolution(view, spec, marked[-1]) if marked else [],
         agreement=_agreement(view, marked[-1]) if marked else [],
@@ -140,7 +140,7 @@ def _resolution(view: MigrationView, spec: MigrationSpec, number: int) -> list[R
     alpha = alpha_of_look(spec, number, {event.evaluator for event in view.of_type(EvalScored) if event.noisy})
     parts = []
     for evaluator in spec.required:
-        own, service = (_by_row(view, key, "test", evaluator) for key in (f"round-{number}", "service"))
+        own, service = (_by_row(view, key, "test", evaluator) for key in (view.shown(number), "service"))
         for metric, scale in sorted(_scales(view, evaluator).items()):
             width, rows = scale.high - scale.low, own.get(metric, {})
             name = f"{evaluator}.{metric}"
@@ -177,7 +177,7 @@ def _agreement(view: MigrationView, number: int) -> list[AgreementPart]:
     shares: dict[tuple[str, str], Rows] = {}
     for evaluator in view.evaluators_seen:
         scales = _scales(view, evaluator)
-        for metric, rows in _by_row(view, f"round-{number}", "test", evaluator).items():
+        for metric, rows in _by_row(view, view.shown(number), "test", evaluator).items():
             if metric not in scales:
                 continue
             scale = scales[metric]
@@ -206,7 +206,7 @@ def _slices(view: MigrationView, spec: MigrationSpec, number: int) -> list[Slice
     parts: list[tuple[float, SlicePart]] = []
     for column, rule in sorted(spec.gate.slices.items()):
         evaluator, metric = spec.gate.metric_of(column).split(".")
-        events = _events(view, f"round-{number}", "test", evaluator)
+        events = _events(view, view.shown(number), "test", evaluator)
         scale = _scales(view, evaluator).get(metric)
         if scale is None:
             continue

@@ -8,6 +8,7 @@ from statistics import fmean
 from urllib.parse import urlsplit
 
 from llamaduo.events import (
+    AdapterTrained,
     DatasetReady,
     EvalScored,
     Marks,
@@ -218,12 +219,12 @@ def _continued(view: MigrationView) -> list[str]:
 
 def _cut_rows(view: MigrationView) -> list[str]:
     found = []
-    for number in view.rounds:
-        trained = view.adapter(number)
-        if trained is not None and trained.rows_cut:
+    for trained in sorted(view.of_type(AdapterTrained), key=lambda e: (e.round, e.base)):
+        if trained.rows_cut:
+            of = f" of {trained.adapter.base_model}" if trained.base else ""
             found.append(
-                f"round {number}: {trained.rows_cut} of {trained.rows_given} training rows were longer than "
-                "the recipe's max_length and lost their end or were left out"
+                f"round {trained.round}{of}: {trained.rows_cut} of {trained.rows_given} training rows were longer "
+                "than the recipe's max_length and lost their end or were left out"
             )
     return found
 

@@ -27,10 +27,11 @@ def alpha_of_round(confidence: float, number: int) -> float:
 def alpha_of_look(spec: MigrationSpec, number: int, noisy: Collection[str]) -> float:
     """The error that one look at round `number` may spend: first marks and each repeat allowed share it equally.
 
-    `noisy` are the evaluators that can be asked again; where none of them decides there is one look.
+    `noisy` are the evaluators that can be asked again; where none of them decides there is one look. Several base
+    models are as many chances to pass by luck, so they share it too.
     """
     looks = 1 + (spec.marking.repeats if any(name in noisy for name in spec.awaited) else 0)
-    return alpha_of_round(spec.gate.confidence, number) / looks
+    return alpha_of_round(spec.gate.confidence, number) / looks / len(spec.bases)
 
 
 def spread_of(shares: Sequence[float]) -> float:

@@ -271,7 +271,11 @@ class MigrationSpec(Strict):
     columns: dict[Column, str] = Field(
         default_factory=dict, description="names of the dataset's columns, where they are not called as ours"
     )
-    base_model: str = Field(description="Hub id, folder or .gguf file")
+    base_model: str = Field("", description="Hub id, folder or .gguf file; required unless there are base_models")
+    base_models: list[str] = Field(
+        default_factory=list,
+        description="instead of base_model: several, smallest first; all are trained, the smallest that passes wins",
+    )
     service_llm: Provider
     teacher: Provider | None = Field(None, description="writes new pairs; default: the service LLM")
     judge: Provider | None = Field(None, description="marks answers; default: the service LLM")
@@ -294,6 +298,25 @@ class MigrationSpec(Strict):
         description="how rows with tools are shown to the small model: in words, or by its own chat template",
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+
+    @model_validator(mode="after")
+    def _has_a_base_model(self) -> MigrationSpec:
+        written = self.model_fields_set
+        if not self.base_models and "base_model" not in written:
+            if "base_models" in written:
+                raise wrong_at(("base_models",), "must name at least 1")
+            raise wrong_at(("base_model",), "this key is missing")
+        if self.base_models and self.base_model:
+            raise wrong_at(("base_models",), "stands beside base_model", "one of the two, not both")
+        for place, name in enumerate(self.base_models):
+            if name in self.base_models[:place]:
+                raise wrong_at(("base_models", place), f"{name} is named twice")
+        return self
+
+    @property
+    def bases(self) -> list[str]:
+        """Names of the base models, smallest first; events name one by its place here."""
+        return self.base_models or [self.base_model]
 
     @model_validator(mode="after")
     def _marks_of_a_shard_fit(self) -> MigrationSpec:

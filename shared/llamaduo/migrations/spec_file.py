@@ -41,6 +41,7 @@ _OTHER_WORDS = {
     "lr": "learning_rate",
     "max_steps": "steps",
     "model": "base_model",
+    "models": "base_models",
     "threshold": "absolute",
     "thresholds": "absolute",
     "url": "base_url",
@@ -96,13 +97,26 @@ def spec_at(path: Path, text: str) -> SpecFile:
     found = parse_spec(text, str(path))
     folder = path.resolve().parent
     changes: dict[str, Any] = {"coverage": str(_coverage(found, folder))}
-    local = (folder / Path(found.spec.base_model).expanduser()).resolve()
-    if found.spec.base_model.strip() and "\0" not in found.spec.base_model and local.exists():
-        changes["base_model"] = str(local)
-    elif found.spec.base_model.endswith(".gguf") or found.spec.base_model.startswith((".", "/", "~")):
-        unreadable = why_unreadable(local)
-        raise found.mistake(["base_model"], "no such model file or folder", unreadable[1] if unreadable else None)
+    if found.spec.base_models:
+        several = [_base(found, ["base_models", i], name, folder) for i, name in enumerate(found.spec.base_models)]
+        for place, name in enumerate(several):
+            if name in several[:place]:  # by two names
+                raise found.mistake(["base_models", place], f"{name} is named twice")
+        changes["base_models"] = several
+    else:
+        changes["base_model"] = _base(found, ["base_model"], found.spec.base_model, folder)
     return SpecFile(found.file, found.tree, found.spec.model_copy(update=changes))
+
+
+def _base(found: SpecFile, key: KeyPath, written: str, folder: Path) -> str:
+    """The base model named under `key`: absolute where it is a file or folder."""
+    local = (folder / Path(written).expanduser()).resolve()
+    if written.strip() and "\0" not in written and local.exists():
+        return str(local)
+    if written.endswith(".gguf") or written.startswith((".", "/", "~")):
+        unreadable = why_unreadable(local)
+        raise found.mistake(key, "no such model file or folder", unreadable[1] if unreadable else None)
+    return written
 
 
 def _coverage(found: SpecFile, folder: Path) -> Path | str:

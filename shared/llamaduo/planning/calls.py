@@ -60,6 +60,7 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
     marks = samples * sum(CALLS_AN_ANSWER.get(choice.name, 0) for choice in spec.evaluators)
     test, holdout = split["test"], split["holdout"]
     base = min(test, in_shards(spec, spec.marking.baseline_rows or test))
+    bases = len(spec.bases)
     early = min(test, in_shards(spec, rows_of_an_early_pass(spec, test)))
     planned = planned_calls(spec, split["train"])
     written = min(spec.synthesis.pairs_per_call * (sizes.row + TOKENS_A_PAIR), float(SYNTHESIS_ANSWER_MOST))
@@ -101,13 +102,14 @@ def stages_of(spec: MigrationSpec, split: Mapping[Split, int], sizes: Sizes) -> 
             output_tokens_most=spec.generation.max_tokens,
         ),
         judged("marks of these answers", "once", test * marks, test * marks, test * marks),
-        judged("marks of the untrained base", "once", base * marks, base * marks, base * marks),
+        # Of several the first one's, and the winner's where that is another.
+        judged("marks of the untrained base", "once", base * marks, base * marks, base * marks * min(2, bases)),
         judged(
             "marks of the model",
             "each round",
             test * marks,
             early * marks,
-            rounds * test * marks,
+            rounds * test * marks * bases,
             spec.marking.repeats,
         ),
         judged("marks of the holdout", "after a pass", holdout * marks, holdout * marks, holdout * marks),

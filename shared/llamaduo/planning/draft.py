@@ -75,7 +75,7 @@ def draft_spec(
     coverage: str,
     machine: Machine,
     service_llm: str = "openai:gpt-4o",
-    base_model: str | None = None,
+    base_models: Sequence[str] = (),
     columns: Mapping[Column, str] | None = None,
 ) -> str:
     """A spec for these different rows as YAML; `coverage` is the path, and `columns` are the names, as they stand in
@@ -90,7 +90,7 @@ def draft_spec(
     choice = choice_of(shape)
     test = min(MOST_TEST_ROWS[choice.free], len(rows) // 2)
     split = rows_by_split(len(rows), Splits(test=max(test, FEWEST["test"])))
-    known = None if base_model else first_try(machine)
+    known = None if base_models else first_try(machine)
     parts = [
         f"# Written by `llamaduo init` for {len(rows)} rows; every key is explained in docs/spec.md.",
         "# llamaduo plan FILE says what it will take, llamaduo migrate FILE submits it.",
@@ -101,7 +101,7 @@ def draft_spec(
         f"coverage: {json.dumps(coverage, ensure_ascii=False)}",
         *([f"columns: {json.dumps(dict(columns), ensure_ascii=False)}"] if columns else []),
         "",
-        *_base_model(known, base_model, machine),
+        *_base_model(known, base_models, machine),
         "",
         "# Who does the task today; its key is read from OPENAI_API_KEY, or the variable that api_key_env names.",
         f"service_llm: {json.dumps(service_llm, ensure_ascii=False)}",
@@ -214,12 +214,13 @@ def answer_length_for(sizes: Sizes) -> int:
     return min(2048, max(32, math.ceil(sizes.longest_answer * 1.5 / 16) * 16))
 
 
-def _base_model(known: KnownModel | None, given: str | None, machine: Machine) -> list[str]:
+def _base_model(known: KnownModel | None, given: Sequence[str], machine: Machine) -> list[str]:
     if known is None:
-        return [f"base_model: {json.dumps(given, ensure_ascii=False)}"]
+        several, names = len(given) > 1, json.dumps(given if len(given) > 1 else given[0], ensure_ascii=False)
+        return [f"base_models: {names}" if several else f"base_model: {names}"]
     return [
         f"# A first try for this machine ({machine.words}); licence {known.licence}. Larger ones learn more and",
-        "# take longer: a Hub id, a folder or a .gguf file.",
+        "# take longer: a Hub id, a folder or a .gguf file. `base_models: [a, b]` tries several, smallest first.",
         f"base_model: {known.hub_id}",
     ]
 

@@ -45,9 +45,12 @@ def hours_of(
     sizes: Sizes,
     stages: Sequence[Stage],
     machine: Machine,
-    weights: int | None,
+    weights: Sequence[int | None],
 ) -> Hours:
-    """Hours of training, answering and calling, one after the other; they overlap in truth."""
+    """Hours of training, answering and calling, one after the other; they overlap in truth.
+
+    `weights` of each base model, smallest first: each round all are trained, and they answer until one passes.
+    """
     calls = [_calling_s(spec, stages, which) for which in (0, 1)]
     if machine.gpus:
         why = (
@@ -55,10 +58,16 @@ def hours_of(
             f"{calls[0] / HOUR_S:.2g} to {calls[1] / HOUR_S:.2g} hours"
         )
         return Hours(first=None, every=None, why=why)
-    if weights is None:
-        return Hours(first=None, every=None, why="the size of the base model is unknown")
-    slower = weights / MEASURED_WEIGHTS * MEASURED_CORES / min(machine.cores, MOST_CORES_COUNTED)
-    training, answering, base, holdout = [], [], [], []
+    known = [size for size in weights if size is not None]
+    if len(known) < len(weights):
+        one = "the" if len(weights) == 1 else "a"
+        return Hours(first=None, every=None, why=f"the size of {one} base model is unknown")
+    slower = [size / MEASURED_WEIGHTS * MEASURED_CORES / min(machine.cores, MOST_CORES_COUNTED) for size in known]
+    # Round 0 passes with the smallest; where all rounds are needed all answer in each, and the last one passes.
+    answers, last = (slower[0], sum(slower)), (slower[0], slower[-1])
+    untrained = (slower[0], slower[0] + (slower[-1] if len(slower) > 1 else 0.0))
+    training: list[list[float]] = []
+    answering, base, holdout = [], [], []
     learnt = spec.recipe.steps * spec.recipe.batch_size * spec.recipe.accumulation
     looked_at = spec.recipe.steps / spec.recipe.validate_every * split["validation"] * VALIDATION_PASS
     row = min(sizes.row, spec.recipe.max_length)
@@ -66,18 +75,19 @@ def hours_of(
     early = min(split["test"], in_shards(spec, rows_of_an_early_pass(spec, split["test"])))
     base_rows = min(split["test"], in_shards(spec, spec.marking.baseline_rows or split["test"]))
     for which in (0, 1):
-        training.append((learnt + looked_at) * row / TRAINED_TOKENS_A_S[which] * slower + START_S[which])
-        a_row = spec.generation.answers * answered / ANSWERED_TOKENS_A_S[which] * slower
-        answering.append(a_row * (early, split["test"])[which])
+        learning = (learnt + looked_at) * row / TRAINED_TOKENS_A_S[which]
+        training.append([learning * of_base + START_S[which] for of_base in slower])
+        a_row = spec.generation.answers * answered / ANSWERED_TOKENS_A_S[which]
+        answering.append(a_row * answers[which] * (early, split["test"])[which])
         rambling = spec.generation.answers * (sizes.prompt + spec.generation.max_tokens)
-        base.append(base_rows * rambling / ANSWERED_TOKENS_A_S[which] / BASE_IS_FASTER * slower)
-        holdout.append(a_row * split["holdout"])
-    first = training[0] + answering[0] + base[0] + holdout[0] + calls[0]
-    every = spec.budgets.rounds * (training[1] + answering[1]) + base[1] + holdout[1] + calls[1]
+        base.append(base_rows * rambling / ANSWERED_TOKENS_A_S[which] / BASE_IS_FASTER * untrained[which])
+        holdout.append(a_row * last[which] * split["holdout"])
+    first = training[0][0] + answering[0] + base[0] + holdout[0] + calls[0]
+    every = spec.budgets.rounds * (sum(training[1]) + answering[1]) + base[1] + holdout[1] + calls[1]
     return Hours(
         first=first / HOUR_S,
         every=every / HOUR_S,
-        training_a_round=(training[0] / HOUR_S, training[1] / HOUR_S),
+        training_a_round=(sum(training[0]) / HOUR_S, sum(training[1]) / HOUR_S),
         why="rough: measured with 135M weights on 2 CPU cores, quiet and busy, stretched to this model and machine",
     )
 

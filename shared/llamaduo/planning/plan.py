@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,9 +66,11 @@ def plan_of(spec: MigrationSpec, rows: Sequence[Row], machine: Machine, price: P
     split = rows_by_split(len(rows), spec.splits)
     sizes = sizes_of(rows)
     stages = stages_of(spec, split, sizes)
-    weights = parameters_of(spec.base_model)
-    hours = hours_of(spec, split, sizes, stages, machine, weights)
-    memory = memory_of(spec, sizes, machine, weights)
+    weights = {name: parameters_of(name) for name in spec.bases}
+    hours = hours_of(spec, split, sizes, stages, machine, list(weights.values()))
+    memories = {name: memory_of(spec, sizes, machine, size) for name, size in weights.items()}
+    # The largest decides whether the machine will do; one of unknown size may be larger still.
+    memory = max(memories.values(), key=lambda one: math.inf if one.weights is None else one.weights)
     telling = telling_of(spec, split["test"])
     calls = Range(
         first=sum(stage.first for stage in stages),
@@ -82,7 +85,7 @@ def plan_of(spec: MigrationSpec, rows: Sequence[Row], machine: Machine, price: P
     money, unpriced = _money(spec, stages, price)
     return Plan(
         name=spec.name,
-        base_model=spec.base_model,
+        base_model=" or ".join(spec.bases),
         service_llm=spec.service_llm.model,
         machine=machine.words,
         rounds=spec.budgets.rounds,
@@ -97,9 +100,10 @@ def plan_of(spec: MigrationSpec, rows: Sequence[Row], machine: Machine, price: P
         telling=telling,
         notes=[
             *_against_budgets(spec, calls, tokens, money, hours),
-            *_about_memory(memory),
+            *_about_memory(memories),
             *_about_telling(telling),
-            *([note] if (note := licence_note(spec.base_model)) else []),
+            *_about_licences(spec.bases),
+            *_about_bases(spec.bases),
             *_about_evaluators(spec),
             *_about_batches(spec, stages),
         ],
@@ -159,13 +163,31 @@ def figure(number: float) -> str:
     return f"{number:.2g}"
 
 
-def _about_memory(memory: Memory) -> list[str]:
-    if memory.fits is not False:
+def _about_memory(memories: Mapping[str, Memory]) -> list[str]:
+    found = []
+    for name, memory in memories.items():
+        if memory.fits is not False:
+            continue
+        of = f" of {name}" if len(memories) > 1 else ""
+        needed = (memory.training_gib or 0) + (memory.serving_gib or 0)
+        found.append(
+            f"memory: training and serving{of} together take about {needed:.1f} GiB, there are "
+            f"{memory.have_gib:.1f}: take a smaller base model, recipe.batch_size or recipe.max_length"
+        )
+    return found
+
+
+def _about_licences(bases: Sequence[str]) -> list[str]:
+    notes = {name: note for name in bases if (note := licence_note(name))}
+    return [f"{name}: {note}" if len(bases) > 1 else note for name, note in notes.items()]
+
+
+def _about_bases(bases: Sequence[str]) -> list[str]:
+    if len(bases) == 1:
         return []
-    needed = (memory.training_gib or 0) + (memory.serving_gib or 0)
     return [
-        f"memory: training and serving together take about {needed:.1f} GiB, there are {memory.have_gib:.1f}: "
-        "take a smaller base model, recipe.batch_size or recipe.max_length"
+        f"{len(bases)} base models share the error of a round, so each needs somewhat clearer marks; they are "
+        "trained one after the other unless there are as many trainers"
     ]
 
 

@@ -67,9 +67,9 @@ def bundle_of(view: MigrationView, report: Report, number: int | None, *, held_o
     number = report.passed_round if number is None else number
     assert number is not None
     part = next((part for part in report.rounds if part.number == number), None)
-    trained, data = view.adapter(number), view.dataset(number)
+    trained, data = view.adapter(number, view.decided_base(number)), view.dataset(number)
     if spec is None or part is None or trained is None or data is None:
-        there = ", ".join(str(n) for n in view.rounds if view.adapter(n) is not None) or "none"
+        there = ", ".join(str(n) for n in view.rounds if view.adapter(n, view.decided_base(n)) is not None) or "none"
         raise UserInputError(f"round {number} has no adapter", field="--round", hint=f"rounds that have one: {there}")
     splits = [split for split in (*TAUGHT, *(HELD_OUT if held_out else ())) if data.rows.get(split)]
     return Bundle(view, spec, report, part, trained, data, tuple(splits))
