@@ -295,6 +295,10 @@ class ServiceLLMClient:
         self, call: Call, budgets: Budgets, flight: _Flight, entry: LedgerEntry, most: Amount, slot: Slot
     ) -> LedgerEntry | SendFailed | None:
         """One send: the entry with its answer, why there is none, or None where nothing was sent after all."""
+        if not flight.waiters:
+            # Its cancellation was swallowed on the way here, as Python 3.11's `wait_for` may do (CPython #81839).
+            await self._permits.unused(call.llm, slot)
+            raise asyncio.CancelledError
         flight.paying = True
         try:
             attempt, slot = await self._intend(call, budgets, entry, most, slot)
