@@ -19,7 +19,7 @@ from benchmarks.banking77_rows import banking77_rows
 from benchmarks.disguises import KINDS, NEAR_VERBATIM, disguised
 from llamaduo.coverage_files import read_coverage
 from llamaduo.datasets import Message, Row, make_row
-from llamaduo.events import FailingRow, Split
+from llamaduo.event_parts import FailingRow, Split
 from llamaduo.migrations.spec import MigrationSpec, Splits, Synthesis
 from services.emulator.corpus import make_corpus
 from services.synthesizer.asking import Pair, Pairs, TeacherAnswer, TeacherPrompt

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from llamaduo.datasets import Message, Row, ShardRow, dump_rows, make_row
 from llamaduo.evaluators import Task
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm import Call, ProviderSender, SendFailed, parse_items, parse_one

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from llamaduo.events import Candidate, EvalScored, MetricRange, RowMark
+from llamaduo.event_parts import Candidate, MetricRange, RowMark
+from llamaduo.events import EvalScored
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.judging import judge_round
 

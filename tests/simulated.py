@@ -7,28 +7,24 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from llamaduo.event_parts import Adapter, ArtifactRef, MetricRange, RowMark, WorkSpan
 from llamaduo.events import (
-    Adapter,
     AdapterPromoted,
     AdapterTrained,
     AnyEvent,
-    ArtifactRef,
     DatasetReady,
     EvalFailed,
     EvalPassed,
     EvalScored,
     Event,
-    MetricRange,
     MigrationRequested,
     OfShard,
     ReferencesRequested,
     ResponsesGenerated,
     ResponsesRequested,
-    RowMark,
     ServingMeasured,
     ServingRequested,
     TrainingRequested,
-    WorkSpan,
 )
 from llamaduo.identity import identity
 from llamaduo.migrations.fold import MigrationView

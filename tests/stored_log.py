@@ -13,7 +13,8 @@ from pathlib import Path
 
 from llamaduo.artifacts import put_bytes, read_bytes
 from llamaduo.bus.connection import Bus
-from llamaduo.events import AnyEvent, ArtifactRef, parse_event
+from llamaduo.event_parts import ArtifactRef
+from llamaduo.events import AnyEvent, parse_event
 from tests.loop.test_loop import TICKETS, all_services, emulator, ended, log_of, spec_of, submit
 from tests.support import connected, nats_server, serving, until
 

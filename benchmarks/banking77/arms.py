@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.banking77.recorded_teacher import RecordedTeacher
 from llamaduo.datasets import Row, make_row
-from llamaduo.events import FailingRow
+from llamaduo.event_parts import FailingRow
 from llamaduo.migrations.spec import MigrationSpec
 from services.synthesizer.synthesis import synthesize
 

@@ -15,8 +15,8 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import dump_rows, load_rows
 from llamaduo.errors import LlamaDuoError, PermanentError
+from llamaduo.event_parts import Adapter, WorkSpan
 from llamaduo.events import (
-    Adapter,
     AdapterPromoted,
     AdapterRolledBack,
     EvalPassed,
@@ -27,7 +27,6 @@ from llamaduo.events import (
     RollbackRequested,
     ServingMeasured,
     ServingRequested,
-    WorkSpan,
 )
 from llamaduo.migrations.fold import MigrationView
 from services.inference.aliases import base_to_hold

@@ -14,7 +14,7 @@ from pathlib import Path
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
-from llamaduo.events import Adapter
+from llamaduo.event_parts import Adapter
 from llamaduo.vllm_environment import Device, NoVllm, vllm_device
 from services.inference.adapter_check import read_base_shapes
 from services.inference.adapter_store import AdapterStore

@@ -10,8 +10,8 @@ from pathlib import Path
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.bus.connection import Bus
 from llamaduo.errors import LlamaDuoError
+from llamaduo.event_parts import Adapter
 from llamaduo.events import (
-    Adapter,
     AdapterLoaded,
     AdapterTrained,
     AnyEvent,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from llamaduo.datasets import ShardRow
 from llamaduo.evaluating import marks_of, slices_of
 from llamaduo.evaluators import FREE, Evaluator, Scored, Task
-from llamaduo.events import Candidate, EvalScored
+from llamaduo.event_parts import Candidate
+from llamaduo.events import EvalScored
 from llamaduo.single_steps import MarksAsked, MarksDone, buying, serve_step
 from services.judge.catalogue import make
 

@@ -11,17 +11,14 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import Row, dataset_digest, dump_rows, load_rows
 from llamaduo.errors import PermanentError, UserInputError, WorkStopped
+from llamaduo.event_parts import ArtifactRef, CallCounts, Split, WorkSpan
 from llamaduo.events import (
-    ArtifactRef,
-    CallCounts,
     DatasetReady,
     EvalFailed,
     Event,
     MigrationRequested,
     ReferencesRequested,
     ResponsesGenerated,
-    Split,
-    WorkSpan,
 )
 from llamaduo.identity import content_digest
 from llamaduo.migrations.next_step import Stop, after_failure

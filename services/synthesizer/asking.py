@@ -10,7 +10,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, BeforeValidator, Field
 
 from llamaduo.datasets import Message
-from llamaduo.events import CallCounts, WorkSpan
+from llamaduo.event_parts import CallCounts, WorkSpan
 
 
 def _as_text(value: object) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from llamaduo.datasets import Row
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.identity import canonical_json
 from services.synthesizer.answer_form import answer_form, conform
 from services.synthesizer.asking import Pair

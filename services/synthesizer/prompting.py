@@ -12,7 +12,7 @@ from importlib import resources
 from string import Template
 
 from llamaduo.datasets import Message, Row
-from llamaduo.events import FailingRow
+from llamaduo.event_parts import FailingRow
 from llamaduo.identity import seed_of
 from llamaduo.tools_in_words import tool_lines
 from services.synthesizer.asking import Pairs, TeacherPrompt

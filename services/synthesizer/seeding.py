@@ -22,7 +22,7 @@ from typing import Any, Literal
 from rapidfuzz import fuzz, process
 
 from llamaduo.datasets import Row
-from llamaduo.events import FailingRow
+from llamaduo.event_parts import FailingRow
 from llamaduo.identity import canonical_json, content_digest, identity
 from services.synthesizer.balanced_order import BalancedOrder
 from services.synthesizer.labels import label_form

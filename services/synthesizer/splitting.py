@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llamaduo.datasets import Row
 from llamaduo.errors import UserInputError
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.identity import canonical_json, identity
 from llamaduo.migrations.quotas import plan_quotas
 from llamaduo.migrations.spec import FEWEST, Splits

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from llamaduo.datasets import Lineage, Message, Row, make_row
 from llamaduo.errors import PermanentError
-from llamaduo.events import CallCounts, FailingRow, Split, WorkSpan
+from llamaduo.event_parts import CallCounts, FailingRow, Split, WorkSpan
 from llamaduo.identity import content_digest
 from llamaduo.migrations.planned_rows import OVER_ASK, rows_wanted
 from llamaduo.migrations.spec import MigrationSpec, Synthesis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, ServiceLLMRefused
-from llamaduo.events import CallCounts
+from llamaduo.event_parts import CallCounts
 from llamaduo.migrations.spec import Budgets, ServiceLLM
 from llamaduo.service_llm import Answer, Call, ServiceLLMClient, count_calls, parse_items, work_spans
 from services.synthesizer.asking import Pair, PairCheck, PairChecks, TeacherAnswer, TeacherPrompt

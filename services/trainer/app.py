@@ -17,7 +17,8 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
 from llamaduo.errors import NotYet, PermanentError, UserInputError
-from llamaduo.events import Adapter, AdapterTrained, DatasetReady, Event, TrainingRequested, WeakRow, WorkSpan
+from llamaduo.event_parts import Adapter, WeakRow, WorkSpan
+from llamaduo.events import AdapterTrained, DatasetReady, Event, TrainingRequested
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult

@@ -10,7 +10,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.errors import PermanentError, RetryableError
-from llamaduo.events import PreferenceTraining
+from llamaduo.event_parts import PreferenceTraining
 from llamaduo.migrations.recipe import Recipe
 from llamaduo.tool_calls import ToolWording
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import ResolvedBase
 from llamaduo.errors import PermanentError
-from llamaduo.events import Adapter
+from llamaduo.event_parts import Adapter
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.recipe import Recipe
 from services.trainer.engine import ADAPTER_FILES, WEIGHTS

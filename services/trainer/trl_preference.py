@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from llamaduo.datasets import Row
-from llamaduo.events import PreferenceTraining
+from llamaduo.event_parts import PreferenceTraining
 from services.trainer.checkpoints import StoppedEarly
 from services.trainer.engine import TrainJob
 from services.trainer.rows import in_plain_words

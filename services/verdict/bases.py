@@ -10,17 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llamaduo.events import (
-    BaseVerdict,
-    Candidate,
-    DatasetReady,
-    Event,
-    Marks,
-    ResponsesRequested,
-    ServingRequested,
-    TrainingRequested,
-    WorkFailed,
-)
+from llamaduo.event_parts import BaseVerdict, Candidate, Marks
+from llamaduo.events import DatasetReady, Event, ResponsesRequested, ServingRequested, TrainingRequested, WorkFailed
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import mean_of
 from llamaduo.migrations.serving_gate import judge_serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.marks import MetricKey

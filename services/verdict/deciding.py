@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from llamaduo.errors import PermanentError
+from llamaduo.event_parts import Candidate, MarkedSplit
 from llamaduo.events import (
     AdapterPromoted,
-    Candidate,
     Command,
     DatasetReady,
     EvalFailed,
     EvalPassed,
     EvalScored,
     Event,
-    MarkedSplit,
     MarksRequested,
     MigrationCancelled,
     MigrationCompleted,

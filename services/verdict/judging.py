@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llamaduo.events import EvalScored, FailingRow, Interval, Marks, MetricRange
+from llamaduo.event_parts import FailingRow, Interval, Marks, MetricRange
+from llamaduo.events import EvalScored
 from llamaduo.migrations.intervals import from_unit, to_unit
 from llamaduo.migrations.resolution import alpha_of_look
 from llamaduo.migrations.spec import MigrationSpec

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llamaduo.events import EvalScored, MarkedSplit, MetricRange
+from llamaduo.event_parts import MarkedSplit, MetricRange
+from llamaduo.events import EvalScored
 from llamaduo.migrations.fold import MigrationView
 
 MetricKey = tuple[str, str]

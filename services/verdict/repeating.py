@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pvariance
 
-from llamaduo.events import EvalScored, MetricRange
+from llamaduo.event_parts import MetricRange
+from llamaduo.events import EvalScored
 from llamaduo.migrations.agreement import noise_of, repeated_marks
 from services.verdict.criteria import Criterion
 from services.verdict.marks import MetricKey

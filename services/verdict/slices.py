@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.resolution import alpha_of_round
 from llamaduo.migrations.spec import Gate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 from llamaduo.migrations.spec import MigrationSpec
 from services.verdict.criteria import enough_marked
 from services.verdict.marks import MetricKey

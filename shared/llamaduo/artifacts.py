@@ -27,7 +27,7 @@ from nats.js.errors import APIError, ObjectNotFoundError
 from nats.js.object_store import ObjectStore
 
 from llamaduo.errors import ArtifactCorrupt, RetryableError, UserInputError
-from llamaduo.events import ArtifactRef
+from llamaduo.event_parts import ArtifactRef
 from llamaduo.input_files import os_words
 
 CHUNK = 512 * 1024

@@ -6,7 +6,7 @@ Evaluators of others are known only by what they say in their marks.
 
 from __future__ import annotations
 
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 
 EXACT_MATCH, LLM_JUDGE, PAIRWISE = "exact-match", "llm-judge", "pairwise"
 CHRF, EMBEDDING, JSON_SCHEMA, LABEL_ACCURACY = "chrf", "embedding", "json-schema", "label-accuracy"

@@ -19,7 +19,7 @@ from typing import Any
 from llamaduo.datasets import ShardRow
 from llamaduo.errors import RetryableError
 from llamaduo.evaluators import Evaluator, Score, Task
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 
 LONGEST_ROW = 2_000_000
 """Bytes of a line to the checker; a longer answer is not asked about and abstains."""

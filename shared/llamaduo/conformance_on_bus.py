@@ -20,9 +20,8 @@ from llamaduo.bus.dead_letters import list_dead
 from llamaduo.conformance import SAMPLE, Broken, Check, examine, task_of
 from llamaduo.datasets import ShardRow, dump_rows
 from llamaduo.evaluators import Evaluator, Score, Task
+from llamaduo.event_parts import ArtifactRef, Candidate
 from llamaduo.events import (
-    ArtifactRef,
-    Candidate,
     EvalScored,
     MarksRequested,
     MigrationRequested,

@@ -13,10 +13,10 @@ from typing import Any
 
 from llamaduo import __version__
 from llamaduo.bus.topology import DEAD_LETTER_PREFIX, PROGRESS_PREFIX, SERVICES, ServiceContract
+from llamaduo.event_parts import Candidate
 from llamaduo.events import (
     EVENT_TYPES,
     CancelRequested,
-    Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,

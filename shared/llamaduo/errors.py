@@ -21,7 +21,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llamaduo.events import CallCounts
+    from llamaduo.event_parts import CallCounts
 
 
 class LlamaDuoError(Exception):

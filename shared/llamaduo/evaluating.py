@@ -19,7 +19,8 @@ from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import PermanentError, WorkStopped
 from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
-from llamaduo.events import EvalScored, Event, LabelCount, MarksRequested, ResponsesGenerated, RowMark, WorkSpan
+from llamaduo.event_parts import LabelCount, RowMark, WorkSpan
+from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated
 from llamaduo.label_spelling import LONGEST_LABEL
 from llamaduo.settings import ServiceSettings
 

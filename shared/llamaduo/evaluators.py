@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamaduo.datasets import ShardRow
-from llamaduo.events import CallCounts, MetricRange, WorkSpan
+from llamaduo.event_parts import CallCounts, MetricRange, WorkSpan
 from llamaduo.migrations.spec import MigrationSpec
 
 FREE = "free"

@@ -24,7 +24,8 @@ from llamaduo.bus.folder_kv import FolderKeyValue
 from llamaduo.cli.connect import run
 from llamaduo.datasets import Row, ShardRow, dataset_digest
 from llamaduo.errors import BudgetExhausted, LlamaDuoError, RetryableError, UserInputError
-from llamaduo.events import CallCounts, EvalScored, FailingRow, Marks
+from llamaduo.event_parts import CallCounts, FailingRow, Marks
+from llamaduo.events import EvalScored
 from llamaduo.identity import identity
 from llamaduo.input_files import of_os_error
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM

@@ -12,7 +12,7 @@ import pytest
 
 from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes, read_bytes
 from llamaduo.errors import ArtifactCorrupt
-from llamaduo.events import ArtifactRef
+from llamaduo.event_parts import ArtifactRef
 from tests.support import NatsServer, connected, environment, nats_server
 
 

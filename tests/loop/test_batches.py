@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from llamaduo.bus.progress import Progress
-from llamaduo.events import CallCounts, CancelRequested, EvalFailed, MigrationCompleted
+from llamaduo.event_parts import CallCounts
+from llamaduo.events import CancelRequested, EvalFailed, MigrationCompleted
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm import prices

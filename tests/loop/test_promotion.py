@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamaduo.bus.connection import Bus
+from llamaduo.event_parts import Adapter
 from llamaduo.events import (
-    Adapter,
     AdapterPromoted,
     AdapterRolledBack,
     AdapterTrained,

@@ -17,8 +17,8 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Message, Work
 from llamaduo.bus.work import claim
 from llamaduo.errors import BudgetExhausted, PermanentError, RetryableError
+from llamaduo.event_parts import Adapter
 from llamaduo.events import (
-    Adapter,
     AdapterTrained,
     AnyEvent,
     BudgetRefused,

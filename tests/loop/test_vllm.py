@@ -20,7 +20,8 @@ import pytest_asyncio
 from llamaduo.base_models import find_packaged_gguf, resolve
 from llamaduo.datasets import Message, make_row
 from llamaduo.errors import AdapterRejected
-from llamaduo.events import ArtifactRef, Candidate, ServingRequested
+from llamaduo.event_parts import ArtifactRef, Candidate
+from llamaduo.events import ServingRequested
 from services.inference.adapter_check import WEIGHTS, read_base_shapes
 from services.inference.adapter_store import AdapterStore
 from services.inference.engine import AdapterFiles, GenerationRequest

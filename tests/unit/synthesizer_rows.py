@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from llamaduo.datasets import Message, Row, make_row
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.migrations.spec import MigrationSpec
 
 _SYLLABLES = ("ka", "lo", "mi", "ter", "sun", "ba", "rel", "on", "vi", "gard", "pe", "shu", "dra", "nel", "qu")

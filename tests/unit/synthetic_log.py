@@ -5,31 +5,33 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from llamaduo.events import (
+from llamaduo.event_parts import (
     Adapter,
+    ArtifactRef,
+    CallCounts,
+    Candidate,
+    FailingRow,
+    Interval,
+    MetricRange,
+    RowMark,
+    WorkSpan,
+)
+from llamaduo.events import (
     AdapterLoaded,
     AdapterPromoted,
     AdapterTrained,
     AnyEvent,
-    ArtifactRef,
     BudgetRefused,
-    CallCounts,
-    Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,
     EvalScored,
-    FailingRow,
-    Interval,
-    MetricRange,
     MigrationCompleted,
     MigrationRequested,
     ReferencesRequested,
     ResponsesGenerated,
     ResponsesRequested,
-    RowMark,
     WorkFailed,
-    WorkSpan,
 )
 
 START = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)

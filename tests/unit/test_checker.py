@@ -16,7 +16,7 @@ import pytest
 from llamaduo.checker import LONGEST_ROW, Checker, Declared, checker_evaluator
 from llamaduo.errors import RetryableError
 from llamaduo.evaluators import Evaluator, Score
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 from tests.support import ROOT, until
 from tests.unit.judge_tasks import row, task
 

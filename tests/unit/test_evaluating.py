@@ -9,7 +9,8 @@ from llamaduo.datasets import ShardRow
 from llamaduo.errors import PermanentError
 from llamaduo.evaluating import LONGEST_REASON, MARKS_BYTES, fitting, room_for_marks
 from llamaduo.evaluators import Evaluator, Score
-from llamaduo.events import EvalScored, MetricRange, RowMark, encode_event
+from llamaduo.event_parts import MetricRange, RowMark
+from llamaduo.events import EvalScored, encode_event
 
 MESSAGE = 1_048_576
 

@@ -9,7 +9,8 @@ import pytest
 
 from llamaduo.datasets import Message, make_row
 from llamaduo.errors import RetryableError
-from llamaduo.events import ArtifactRef, Candidate, ServingRequested
+from llamaduo.event_parts import ArtifactRef, Candidate
+from llamaduo.events import ServingRequested
 from services.inference.engine import Generation, GenerationRequest
 from services.inference.engines import EngineRoom
 from services.inference.fake_engine import FakeEngine

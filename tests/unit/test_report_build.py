@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamaduo.event_parts import CallCounts
 from llamaduo.events import (
     AdapterLoaded,
     AnyEvent,
     BudgetRefused,
-    CallCounts,
     EvalFailed,
     MigrationCancelled,
     MigrationStopped,

@@ -12,15 +12,8 @@ from llamaduo.bus.work import Record
 from llamaduo.datasets import dump_rows
 from llamaduo.evaluating import LABELS_BYTES, label_counts, marking
 from llamaduo.evaluators import Score
-from llamaduo.events import (
-    AnyEvent,
-    Candidate,
-    EvalScored,
-    LabelCount,
-    MigrationRequested,
-    ResponsesGenerated,
-    encode_event,
-)
+from llamaduo.event_parts import Candidate, LabelCount
+from llamaduo.events import AnyEvent, EvalScored, MigrationRequested, ResponsesGenerated, encode_event
 from llamaduo.migrations.confusion import MOST_COLUMNS, MOST_ROWS, confusion
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import build_report

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 from llamaduo.migrations.intervals import fixed_marks, mean_by_row, wilson
 from tests.unit.synthetic_log import marked
 

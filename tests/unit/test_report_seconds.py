@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaduo.events import WorkSpan
+from llamaduo.event_parts import WorkSpan
 from llamaduo.migrations.seconds import covered, seconds_within
 from tests.unit.synthetic_log import at, span
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.verdict import PROMPTS, Cell, Spread, measure
-from llamaduo.events import EvalFailed, EvalScored, Interval, MetricRange
+from llamaduo.event_parts import Interval, MetricRange
+from llamaduo.events import EvalFailed, EvalScored
 from llamaduo.migrations.agreement import krippendorff_alpha, noise_of
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.report import build_report

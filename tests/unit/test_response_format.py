@@ -9,7 +9,8 @@ import pytest
 
 from llamaduo.bus.kv import MemoryKeyValue
 from llamaduo.datasets import ShardRow, dump_rows, load_shard
-from llamaduo.events import ArtifactRef, Candidate, FailingRow, ResponsesRequested
+from llamaduo.event_parts import ArtifactRef, Candidate, FailingRow
+from llamaduo.events import ResponsesRequested
 from llamaduo.identity import content_digest
 from llamaduo.migrations.spec import Budgets
 from llamaduo.service_llm import Call, Reply, ServiceLLMClient

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from llamaduo.errors import PermanentError, RetryableError, ServiceLLMRefused, UserInputError, WorkStopped
-from llamaduo.events import CallCounts
+from llamaduo.event_parts import CallCounts
 from llamaduo.service_llm import (
     Answer,
     Call,

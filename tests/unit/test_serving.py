@@ -15,13 +15,12 @@ from llamaduo.bus.connection import Bus
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import Message, dump_rows, load_shard, make_row
 from llamaduo.errors import AdapterRejected, PermanentError
+from llamaduo.event_parts import Adapter, Candidate
 from llamaduo.events import (
-    Adapter,
     AdapterLoaded,
     AdapterPromoted,
     AdapterRolledBack,
     AdapterTrained,
-    Candidate,
     Event,
     MigrationStopped,
     ResponsesGenerated,

@@ -16,7 +16,7 @@ from llamaduo.cli.step_files import check_out, read_answers, read_failures
 from llamaduo.cli.step_process import step_environment
 from llamaduo.cli.submission import prepare
 from llamaduo.errors import LlamaDuoError, UserInputError
-from llamaduo.events import FailingRow, RowMark
+from llamaduo.event_parts import FailingRow, RowMark
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.single_steps import MarksAsked, MarksDone, SynthesisAsked, VerdictAsked, buying, task_id
 from services.judge.once import judge_once

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamaduo.datasets import Row
-from llamaduo.events import FailingRow
+from llamaduo.event_parts import FailingRow
 from llamaduo.identity import identity
 from services.synthesizer.balanced_order import BalancedOrder
 from services.synthesizer.labels import LabelForm, label_form

@@ -10,7 +10,7 @@ import pytest
 
 from llamaduo.coverage_files import read_coverage
 from llamaduo.datasets import Message, Row, make_row
-from llamaduo.events import FailingRow, Split
+from llamaduo.event_parts import FailingRow, Split
 from llamaduo.migrations.spec import Splits
 from services.synthesizer.asking import Pair, TeacherAnswer, TeacherPrompt
 from services.synthesizer.fake_teacher import FakeTeacher

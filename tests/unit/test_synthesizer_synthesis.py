@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llamaduo.datasets import Message, Row, dataset_digest, dump_rows, load_rows, load_shard, make_row
 from llamaduo.errors import BudgetExhausted
-from llamaduo.events import CallCounts, FailingRow, Split, WorkSpan
+from llamaduo.event_parts import CallCounts, FailingRow, Split, WorkSpan
 from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.planned_rows import planned_calls
 from llamaduo.migrations.spec import Budgets, Synthesis

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llamaduo.datasets import Message, Row, make_row
-from llamaduo.events import FailingRow
+from llamaduo.event_parts import FailingRow
 from services.synthesizer.asking import Pair, TeacherAnswer, TeacherPrompt
 from services.synthesizer.prompting import synthesis_prompt
 from services.synthesizer.seeding import SEEDS_A_CALL, SeedPlan

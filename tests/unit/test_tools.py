@@ -11,7 +11,8 @@ import pytest
 from llamaduo.bus.kv import MemoryKeyValue
 from llamaduo.datasets import Message, Row, ShardRow, dump_rows, load_rows, load_shard, make_row
 from llamaduo.errors import PermanentError
-from llamaduo.events import ArtifactRef, Candidate, ResponsesRequested
+from llamaduo.event_parts import ArtifactRef, Candidate
+from llamaduo.events import ResponsesRequested
 from llamaduo.migrations.spec import Budgets
 from llamaduo.service_llm import Call, Reply, ServiceLLMClient
 from llamaduo.service_llm.prices import largest

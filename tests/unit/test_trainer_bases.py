@@ -12,15 +12,8 @@ from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import Message, dump_rows, make_row
 from llamaduo.errors import NotYet
-from llamaduo.events import (
-    AdapterTrained,
-    AnyEvent,
-    Candidate,
-    DatasetReady,
-    EvalPassed,
-    Event,
-    TrainingRequested,
-)
+from llamaduo.event_parts import Candidate
+from llamaduo.events import AdapterTrained, AnyEvent, DatasetReady, EvalPassed, Event, TrainingRequested
 from llamaduo.migrations.fold import fold
 from services.trainer.app import Trainer
 from services.trainer.fake_engine import FakeTrainingEngine

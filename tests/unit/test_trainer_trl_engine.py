@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamaduo.events import PreferenceTraining
+from llamaduo.event_parts import PreferenceTraining
 from llamaduo.migrations.recipe import Recipe
 from services.trainer.checkpoints import keep_if_same_job, mark_whole, newest_whole
 from services.trainer.engine import TrainingFailed, TrainingImpossible, TrainJob, TrainProgress

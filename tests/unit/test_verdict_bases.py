@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from llamaduo.cli.submission import migration_id
 from llamaduo.cli.watching import summary
 from llamaduo.datasets import dataset_digest
+from llamaduo.event_parts import Candidate
 from llamaduo.events import (
     AnyEvent,
-    Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,

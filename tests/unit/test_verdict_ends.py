@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llamaduo.event_parts import MetricRange
 from llamaduo.events import (
     AdapterPromoted,
     AnyEvent,
@@ -16,7 +17,6 @@ from llamaduo.events import (
     EvalPassed,
     EvalScored,
     Event,
-    MetricRange,
     MigrationCompleted,
     MigrationStopped,
     PromoteRequested,

@@ -9,17 +9,8 @@ from typing import Any
 
 import pytest
 
-from llamaduo.events import (
-    AnyEvent,
-    Candidate,
-    EvalFailed,
-    EvalScored,
-    MarksRequested,
-    MetricRange,
-    ReferencesRequested,
-    ResponsesRequested,
-    RowMark,
-)
+from llamaduo.event_parts import Candidate, MetricRange, RowMark
+from llamaduo.events import AnyEvent, EvalFailed, EvalScored, MarksRequested, ReferencesRequested, ResponsesRequested
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report_trust import trust_of
 from llamaduo.migrations.resolution import alpha_of_round, smallest_gap

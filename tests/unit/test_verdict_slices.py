@@ -14,7 +14,8 @@ from llamaduo.cli.submission import prepare
 from llamaduo.datasets import Message, ShardRow
 from llamaduo.errors import UserInputError
 from llamaduo.evaluating import slices_of
-from llamaduo.events import Candidate, EvalScored, MetricRange, RowMark
+from llamaduo.event_parts import Candidate, MetricRange, RowMark
+from llamaduo.events import EvalScored
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.report import build_report
 from llamaduo.migrations.report_html import report_html

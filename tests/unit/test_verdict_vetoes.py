@@ -12,15 +12,8 @@ from pydantic import ValidationError
 
 from llamaduo.cli.spec_checks import EvaluatorOnBus, check_evaluators
 from llamaduo.errors import UserInputError
-from llamaduo.events import (
-    Candidate,
-    EvalScored,
-    MetricRange,
-    MigrationStopped,
-    ResponsesRequested,
-    RowMark,
-    WorkFailed,
-)
+from llamaduo.event_parts import Candidate, MetricRange, RowMark
+from llamaduo.events import EvalScored, MigrationStopped, ResponsesRequested, WorkFailed
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import build_report
 from llamaduo.migrations.spec import MigrationSpec

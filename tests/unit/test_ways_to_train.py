@@ -10,7 +10,8 @@ import pytest
 from llamaduo.artifacts import ObjectStoreArtifacts, put_bytes
 from llamaduo.base_models import ResolvedBase
 from llamaduo.errors import ArtifactCorrupt, PermanentError
-from llamaduo.events import Adapter, AdapterTrained, AnyEvent, PreferenceTraining
+from llamaduo.event_parts import Adapter, PreferenceTraining
+from llamaduo.events import AdapterTrained, AnyEvent
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.recipe import Recipe

@@ -17,7 +17,8 @@ from llamaduo.bus.kv import KeyConflict
 from llamaduo.bus.topology import DEAD_LETTERS
 from llamaduo.bus.work import Record
 from llamaduo.errors import UserInputError
-from llamaduo.events import AnyEvent, CallCounts, WorkFailed
+from llamaduo.event_parts import CallCounts
+from llamaduo.events import AnyEvent, WorkFailed
 from llamaduo.identity import identity
 
 

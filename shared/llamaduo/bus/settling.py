@@ -36,10 +36,10 @@ from llamaduo.errors import (
     RetryableError,
     describe,
 )
+from llamaduo.event_parts import CallCounts
 from llamaduo.events import (
     AnyEvent,
     BudgetRefused,
-    CallCounts,
     Event,
     PromoteRequested,
     RollbackRequested,

@@ -22,7 +22,7 @@ from llamaduo.cli.processes import CHILD
 if TYPE_CHECKING:
     from llamaduo.checker import Checker
     from llamaduo.evaluators import Evaluator
-    from llamaduo.events import MetricRange
+    from llamaduo.event_parts import MetricRange
 
 MOST_ROWS_TRIED = 25
 
@@ -268,7 +268,7 @@ def chosen(
 def metric_of(text: str) -> tuple[str, MetricRange]:
     """`name:low:high`, and `:lower` behind it where lower is better. UserInputError where it is not that."""
     from llamaduo.errors import UserInputError
-    from llamaduo.events import MetricRange
+    from llamaduo.event_parts import MetricRange
 
     match = re.fullmatch(r"([a-z][a-z0-9_-]{0,40}):(-?[0-9.]+):(-?[0-9.]+)(:lower)?", text)
     try:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import LlamaDuoError
-from llamaduo.events import Candidate, EvalFailed
+from llamaduo.event_parts import Candidate
+from llamaduo.events import EvalFailed
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import mean_by_row
 from llamaduo.migrations.report_html import SideBySide

@@ -10,7 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from llamaduo.cli.submission import Submission
-    from llamaduo.events import CallCounts, EvalScored
+    from llamaduo.event_parts import CallCounts
+    from llamaduo.events import EvalScored
     from llamaduo.migrations.spec import MigrationSpec
     from llamaduo.sharing.taking import TakenAdapter
     from llamaduo.single_steps import VerdictDone
@@ -331,7 +332,7 @@ def _tell_calls(calls: CallCounts) -> None:
 
 
 def _tell_verdict(out: Path, scored: list[EvalScored], verdict: VerdictDone) -> None:
-    from llamaduo.events import CallCounts
+    from llamaduo.event_parts import CallCounts
 
     typer.echo(f"{out}: {sum(len(one.marks) for one in scored)} marks")
     for one in scored:

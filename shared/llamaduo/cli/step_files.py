@@ -13,7 +13,8 @@ from llamaduo.coverage_files import parse_line
 from llamaduo.coverage_rows import BadRow
 from llamaduo.datasets import ShardRow
 from llamaduo.errors import UserInputError
-from llamaduo.events import EvalScored, FailingRow
+from llamaduo.event_parts import FailingRow
+from llamaduo.events import EvalScored
 from llamaduo.identity import canonical_json
 from llamaduo.input_files import os_words, why_unreadable
 from llamaduo.plain_words import in_words

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from llamaduo.event_parts import Interval, Marks
 from llamaduo.events import (
     AdapterLoaded,
     AdapterPromoted,
@@ -16,8 +17,6 @@ from llamaduo.events import (
     DatasetReady,
     EvalFailed,
     EvalPassed,
-    Interval,
-    Marks,
     MigrationCancelled,
     MigrationCompleted,
     MigrationRequested,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.events import EvalScored, LabelCount, MarkedSplit
+from llamaduo.event_parts import LabelCount, MarkedSplit
+from llamaduo.events import EvalScored
 from llamaduo.label_spelling import normalised
 from llamaduo.migrations.fold import MigrationView
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from llamaduo.errors import PermanentError
+from llamaduo.event_parts import Candidate, MarkedSplit
 from llamaduo.events import (
     AdapterLoaded,
     AdapterPromoted,
@@ -20,13 +21,11 @@ from llamaduo.events import (
     AnyEvent,
     BudgetRefused,
     CancelRequested,
-    Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,
     EvalScored,
     Event,
-    MarkedSplit,
     MigrationCancelled,
     MigrationCompleted,
     MigrationRequested,

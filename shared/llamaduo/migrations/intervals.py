@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 
-from llamaduo.events import EvalScored, Interval, Marks, MetricRange
+from llamaduo.event_parts import Interval, Marks, MetricRange
+from llamaduo.events import EvalScored
 
 
 def to_unit(value: float, scale: MetricRange) -> float:

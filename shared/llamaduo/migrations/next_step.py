@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llamaduo.events import EvalFailed, EvalScored, Marks
+from llamaduo.event_parts import Marks
+from llamaduo.events import EvalFailed, EvalScored
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.serving_gate import judge_serving

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaduo.errors import UserInputError
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.migrations.spec import FEWEST, Splits
 
 DEFAULT_TEST_ROWS = 200

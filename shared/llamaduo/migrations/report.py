@@ -9,21 +9,17 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo import __version__
+from llamaduo.event_parts import CallCounts, Candidate, MarkedSplit, Marks, PreferenceTraining
 from llamaduo.events import (
     AdapterPromoted,
     AdapterTrained,
     BudgetRefused,
-    CallCounts,
-    Candidate,
     DatasetReady,
     EvalFailed,
     EvalPassed,
     EvalScored,
-    MarkedSplit,
-    Marks,
     MigrationCompleted,
     MigrationStopped,
-    PreferenceTraining,
     ReferencesRequested,
     ResponsesGenerated,
     WorkFailed,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.events import Marks
+from llamaduo.event_parts import Marks
 from llamaduo.migrations.fold import MigrationView
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 
-from llamaduo.events import Interval, Marks
+from llamaduo.event_parts import Interval, Marks
 from llamaduo.migrations.filters import FILTERS
 from llamaduo.migrations.report import Report, RoundPart
 from llamaduo.migrations.report_chart import HEIGHT, WIDTH, Point, bar, marks_chart

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.events import EvalScored, MarkedSplit, MetricRange
+from llamaduo.event_parts import MarkedSplit, MetricRange
+from llamaduo.events import EvalScored
 from llamaduo.migrations.agreement import krippendorff_alpha, noise_of, repeated_marks
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import mean_by_row, scales_of, wilson

@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from urllib.parse import urlsplit
 
-from llamaduo.events import (
-    AdapterTrained,
-    DatasetReady,
-    EvalScored,
-    Marks,
-    MetricRange,
-    ResponsesGenerated,
-)
+from llamaduo.event_parts import Marks, MetricRange
+from llamaduo.events import AdapterTrained, DatasetReady, EvalScored, ResponsesGenerated
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.intervals import mean_by_row
 from llamaduo.migrations.report_trust import TrustPart

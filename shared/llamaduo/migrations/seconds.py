@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.events import AdapterTrained, DatasetReady, EvalScored, ResponsesGenerated, ServingMeasured, WorkSpan
+from llamaduo.event_parts import WorkSpan
+from llamaduo.events import AdapterTrained, DatasetReady, EvalScored, ResponsesGenerated, ServingMeasured
 from llamaduo.migrations.fold import MigrationView
 
 Stage = Literal["training", "generation", "service_llm", "marking"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.migrations.recipe import Recipe
 from llamaduo.migrations.serving_gate import fewest_requests
 from llamaduo.migrations.strict import Strict, wrong_at

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.built_in_evaluators import LLM_JUDGE, METRICS, NOISY, PAIRWISE
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.migrations.best_case import fewest_rows
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.planned_rows import planned_calls

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.planning.calls import Stage, in_shards, llm_of, rows_of_an_early_pass
 from llamaduo.planning.machine import Machine

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.built_in_evaluators import METRICS
 from llamaduo.datasets import Row
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.migrations.quotas import rows_by_split
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM
 from llamaduo.planning.calls import CALLS_AN_ANSWER, Role, Stage, llm_of, stages_of

@@ -7,7 +7,7 @@ import math
 from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.built_in_evaluators import CHRF, METRICS, NOISY, ROUGE_L
-from llamaduo.events import MetricRange
+from llamaduo.event_parts import MetricRange
 from llamaduo.migrations.best_case import right_of
 from llamaduo.migrations.intervals import to_unit
 from llamaduo.migrations.resolution import alpha_of_look, prompts_for, smallest_gap

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from llamaduo.errors import LlamaDuoError, ServiceLLMRefused
-from llamaduo.events import CallCounts, WorkSpan
+from llamaduo.event_parts import CallCounts, WorkSpan
 from llamaduo.service_llm.call import Answer, RefusedInWords
 
 _ONE_SPAN = timedelta(milliseconds=50)

@@ -10,7 +10,8 @@ from typing import Any
 
 from llamaduo import __version__
 from llamaduo.errors import UserInputError
-from llamaduo.events import AdapterTrained, DatasetReady, Split
+from llamaduo.event_parts import Split
+from llamaduo.events import AdapterTrained, DatasetReady
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.report import Report, RoundPart
 from llamaduo.migrations.spec import MigrationSpec, ServiceLLM

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from llamaduo import __version__
-from llamaduo.events import Interval, Marks, Split
+from llamaduo.event_parts import Interval, Marks, Split
 from llamaduo.planning.known_models import licence_of
 from llamaduo.sharing.bundle import HELD_OUT, LINEAGE, Bundle, Written, name_of
 

@@ -11,7 +11,7 @@ from typing import Any
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.datasets import load_rows
 from llamaduo.errors import PermanentError
-from llamaduo.events import Split
+from llamaduo.event_parts import Split
 from llamaduo.sharing.bundle import CARD, LINEAGE, Bundle, Written, lineage_of
 from llamaduo.sharing.cards import dataset_card, model_card
 
