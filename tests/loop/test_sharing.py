@@ -27,7 +27,8 @@ async def test_files_and_hub_are_equals(tmp_path: Path) -> None:
         async with connected(server, tmp_path) as bus, hub() as standing:
             for event in await log_in(await bus.artifacts()):
                 await bus.publish(event)
-            ways = {"HF_ENDPOINT": standing.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+            ways = {"HF_ENDPOINT": standing.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+            ways["HF_HOME"] = str(tmp_path / "home")
             ways |= {"LLAMADUO_NATS_URL": server.url, "LLAMADUO_STATE_DIR": str(tmp_path / "state")}
 
             async def llamaduo(*arguments: str, **more: str) -> tuple[int, str]:

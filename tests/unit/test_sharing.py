@@ -191,6 +191,7 @@ async def test_no_file_leaves_the_folder(tmp_path: Path, store: ObjectStoreArtif
 async def standing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Hub]:
     async with hub() as found:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -205,7 +206,7 @@ async def command(standing: Hub, folder: Path, *arguments: str) -> str:
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         cwd=folder,
-        env=environment(HF_HUB_DISABLE_XET="1", **where),
+        env=environment(HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE="0", **where),
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await asyncio.wait_for(child.communicate(), 60)
