@@ -57,7 +57,7 @@ async def test_each_arm_adds_rows_of_the_pool_once_and_the_same_ones_again(arm: 
 
 
 async def test_arms_differ_in_what_they_add() -> None:
-    chosen = [tuple(sorted(one.user_text for one in await added_rows(arm, situation(), 21))) for arm in ARMS]
+    chosen = [tuple(sorted(one.user_text for one in await added_rows(arm, situation(), 60))) for arm in ARMS]
     assert len(set(chosen)) == len(ARMS)
 
 
