@@ -95,8 +95,9 @@ def test_it_learns_and_reports(uninterrupted: tuple[TrainResult, TrainJob]) -> N
     assert result.validation_loss == min(curve.values()) == curve[result.best_step]
     assert (result.steps, result.seed) == (6, 7)
     assert {row for row, _ in result.weak} <= {"r40", "r41", "r42", "r43"}
-    assert len(result.weak) == 4, "four numbers cannot be guessed after six steps"
-    assert sum(loss for _, loss in result.weak) / 4 == pytest.approx(result.validation_loss, rel=0.1)
+    losses = [loss for _, loss in result.weak]
+    assert losses == sorted(losses, reverse=True)
+    assert losses and losses[0] > result.validation_loss, "after six steps some are not learnt, those it is worst at"
     assert (result.rows_given, result.rows_kept, result.rows_cut) == (12, 12, 0)
     assert 0 < result.label_tokens < result.total_tokens
     assert 12 * 10 < result.label_tokens < 12 * 40
