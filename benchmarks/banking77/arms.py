@@ -45,8 +45,6 @@ async def added_rows(arm: str, situation: Situation, number: int) -> list[Row]:
             return await _synthesized(situation, teacher, number, "uniform", 1.0, [])
         case "weak":
             return await _synthesized(situation, teacher, number, "targeted", 0.0, situation.weak)
-        case "weak, a quarter uniform":
-            return await _synthesized(situation, teacher, number, "targeted", 0.25, situation.weak)
         case "weak, half uniform":
             return await _synthesized(situation, teacher, number, "targeted", 0.5, situation.weak)
         case "any validation row":

@@ -46,7 +46,6 @@ RUNS: tuple[tuple[str, int], ...] = (
     ("weak", AT),
     ("uniform", 15),
     ("weak, half uniform", AT),
-    ("weak, a quarter uniform", AT),
     ("train rows near failures", AT),
     ("surplus, wrong ones kept", AT),
     ("any validation row", AT),

@@ -21,7 +21,6 @@ LABELS = ("card lost", "top up failed", "age limit")
 ARMS = (
     "uniform",
     "weak",
-    "weak, a quarter uniform",
     "weak, half uniform",
     "any validation row",
     "train rows near failures",
