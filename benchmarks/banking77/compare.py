@@ -12,20 +12,24 @@ from itertools import pairwise
 from typing import Any
 
 DRAWS = 2_000
+DEFAULT = "weak, half uniform"
 
 Runs = dict[tuple[str, int], dict[int, list[int]]]
 """(arm, rows added) -> seed -> for each test row whether it was right"""
 
 
 def compared(
-    results: Sequence[dict[str, Any]], at: int, target: str = "weak", reference: str = "uniform"
+    results: Sequence[dict[str, Any]], at: int, target: str = DEFAULT, reference: str = "uniform"
 ) -> dict[str, Any]:
-    """`at` is the number of added rows that all arms are compared at."""
+    """`at` is the number of added rows that all arms are compared at, `target` the arm that the product has as its
+    default.
+    """
     runs: Runs = {}
     for result in results:
         # What the filters dropped may leave a row or two fewer than asked for.
         runs.setdefault((result["arm"], result["asked"]), {})[result["seed"]] = result["right"]
     seeds = sorted(runs[reference, at])
+    draws = _draws(runs, seeds)
     arms = []
     for (arm, added), by_seed in sorted(runs.items(), key=lambda item: (item[0][1], item[0][0])):
         entry: dict[str, Any] = {
@@ -35,16 +39,17 @@ def compared(
             "by_seed": [round(sum(right) / len(right), 4) for _, right in sorted(by_seed.items())],
         }
         if added == at and arm != reference and sorted(by_seed) == seeds:
-            low, high = _interval(
-                [_mean(by_seed, *drawn) - _mean(runs[reference, at], *drawn) for drawn in _draws(runs, seeds)]
-            )
-            entry["difference"] = round(entry["accuracy"] - _mean(runs[reference, at], seeds), 4)
-            entry["difference_95"] = [round(low, 4), round(high, 4)]
+            ends = _interval([_mean(by_seed, *drawn) - _mean(runs[reference, at], *drawn) for drawn in draws])
+            entry["difference"] = round(_mean(by_seed, seeds) - _mean(runs[reference, at], seeds), 4)
+            entry["difference_95"] = [round(end, 4) for end in ends]
+            ends = _interval([_ratio(runs, arm, reference, at, *drawn) for drawn in draws])
+            entry["rows_ratio"] = round(_ratio(runs, arm, reference, at, seeds), 3)
+            entry["rows_ratio_95"] = [round(end, 3) for end in ends]
         arms.append(entry)
-    ratios = [_ratio(runs, target, reference, at, *drawn) for drawn in _draws(runs, seeds)]
+    default = next(entry for entry in arms if (entry["arm"], entry["added"]) == (target, at))
     return {
-        "rows_ratio_targeted_to_uniform": round(_ratio(runs, target, reference, at, seeds), 3),
-        "rows_ratio_95": [round(end, 3) for end in _interval(ratios)],
+        "rows_ratio_targeted_to_uniform": default["rows_ratio"],
+        "rows_ratio_95": default["rows_ratio_95"],
         "seeds": len(seeds),
         "arms": arms,
     }

@@ -42,7 +42,7 @@ async def _run(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         recipe, planned, seeds = curves.RECIPE, curves.RUNS, chosen.seeds
         if chosen.quick:
             recipe = recipe.model_copy(update={"steps": 8, "validate_every": 4})
-            planned, seeds = (("uniform", curves.AT), ("weak", curves.AT)), 1
+            planned, seeds = (("uniform", curves.AT), ("weak, half uniform", curves.AT)), 1
         runs = await curves.curves(folder / "curves", chosen.models, seeds, chosen.at_once, recipe, planned)
         result |= compared(runs, curves.AT * len(curves.LABELS))
         result["steps"] = recipe.steps

@@ -113,10 +113,12 @@ def test_the_ratio_and_its_interval_follow_the_runs() -> None:
         return {"arm": arm, "asked": asked, "seed": seed, "right": [int(one < share) for one in level]}
 
     shares = {("first", 0): 0.5, ("uniform", 40): 0.6, ("uniform", 80): 0.7, ("weak", 40): 0.65, ("other", 40): 0.55}
-    found = compared([result(arm, n, seed, share) for (arm, n), share in shares.items() for seed in range(3)], 40)
+    every = [result(arm, n, seed, share) for (arm, n), share in shares.items() for seed in range(3)]
+    found = compared(every, 40, target="weak")
     assert found["rows_ratio_targeted_to_uniform"] == pytest.approx(40 / 60, abs=0.1)
     low, high = found["rows_ratio_95"]
     assert low <= found["rows_ratio_targeted_to_uniform"] <= high < 1
     by_arm = {(one["arm"], one["added"]): one for one in found["arms"]}
     assert by_arm["weak", 40]["difference_95"][0] > 0 > by_arm["other", 40]["difference_95"][1]
+    assert by_arm["other", 40]["rows_ratio"] > 1 > by_arm["weak", 40]["rows_ratio"]
     assert "difference" not in by_arm["uniform", 40] and found["seeds"] == 3
