@@ -1,9 +1,9 @@
-"""Which train rows serve as examples in each synthesis call, and which cases it asks for.
+"""Which rows serve as examples in each synthesis call, and which cases it asks for.
 
 A call is a pure function of migration, round and call index. Targeted calls show validation rows that the
 round's adapter has not learnt; where there are none, train rows near to failing test rows. A test row itself is
-only measured against and never leaves this module. Rows like those that are in train teach little; like those
-that were got wrong, much: `python -m benchmarks banking77` compares. A share of the calls may stay uniform.
+only measured against and never leaves this module. A share of the calls stays uniform. What aiming is worth is
+measured, and not yet certain: `python -m benchmarks banking77`, results in `benchmarks/RESULTS.md`.
 Examples are rows of the team's own where there are any: rows written from written rows drift.
 
 Where answers are labels, every call asks for them as often as the train rows have them, whether it is
@@ -145,9 +145,10 @@ class SeedPlan:
         aimed_at: list[FailingRow] = []
         for row, before in leads:
             label = label_of(row)
-            failing = self._failing.get(label, []) if kind == "targeted" else []
-            weak = [one for one in self._weak_of.get(label, []) if asked_as(one) == asked]
-            if kind == "uniform" or not (failing or weak):
+            aims = kind == "targeted"
+            failing = self._failing.get(label, []) if aims else []
+            weak = [one for one in self._weak_of.get(label, []) if asked_as(one) == asked] if aims else []
+            if not (failing or weak):
                 examples.append(row)
                 continue
             target = weak[before % len(weak)] if weak else failing[before % len(failing)][0]
