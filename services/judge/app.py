@@ -35,4 +35,5 @@ def build(settings: JudgeSettings) -> Service:
     )
     service.on_open(late.open)
     service.on_close(late.close)
+    service.counts_calls(late.bought_by)
     return service

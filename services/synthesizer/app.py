@@ -10,7 +10,7 @@ from llamaduo.artifacts import ArtifactStore, put_bytes, read_bytes
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import Row, dataset_digest, dump_rows, load_rows
-from llamaduo.errors import PermanentError, UserInputError, WorkStopped
+from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.event_parts import ArtifactRef, CallCounts, Split, WorkSpan
 from llamaduo.events import (
     DatasetReady,
@@ -104,20 +104,14 @@ class Synthesizer:
         teacher = ServiceTeacher(
             self.client.get(), spec.service_llm, spec.budgets, migration=event.migration, job=work.job
         )
-        try:
-            shard, answers = await answer_prompts(
-                rows,
-                teacher,
-                migration=event.migration,
-                samples=event.answers_per_prompt,
-                max_tokens=event.max_tokens,
-                temperature=event.temperature,
-            )
-        except WorkStopped as stopped:
-            if view.undecided(event.candidate, event.split):
-                raise
-            # Nobody waits for these answers any more. What was bought of them is told of all the same.
-            return [answered.model_copy(update={"skipped": True, "calls": stopped.calls})]
+        shard, answers = await answer_prompts(
+            rows,
+            teacher,
+            migration=event.migration,
+            samples=event.answers_per_prompt,
+            max_tokens=event.max_tokens,
+            temperature=event.temperature,
+        )
         counts: CallCounts = total_counts(answers)
         spans: list[WorkSpan] = joined_spans(answers)
         return [
@@ -177,4 +171,5 @@ def build(settings: SynthesizerSettings) -> Service:
     )
     service.on_open(synthesizer.client.open)
     service.on_close(synthesizer.client.close)
+    service.counts_calls(synthesizer.client.bought_by)
     return service

@@ -17,7 +17,6 @@ LlamaDuoError
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,17 +105,6 @@ class BudgetExhausted(LlamaDuoError):
     def __init__(self, what: str, limit: float, spent: float) -> None:
         super().__init__(f"budget exhausted: {what} limit {limit:g}, spent or reserved {spent:g}")
         self.what, self.limit, self.spent = what, limit, spent
-
-
-class WorkStopped(asyncio.CancelledError):
-    """A cancellation that knows what the stopped work had bought, for whoever has a result to say it with.
-
-    No error of the tree above: it must go through where a cancellation does.
-    """
-
-    def __init__(self, calls: CallCounts) -> None:
-        super().__init__()
-        self.calls = calls
 
 
 class LeaseLost(LlamaDuoError):

@@ -17,7 +17,7 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
-from llamaduo.errors import PermanentError, WorkStopped
+from llamaduo.errors import PermanentError
 from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
 from llamaduo.event_parts import LabelCount, RowMark, WorkSpan
 from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated
@@ -167,13 +167,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         slices = slices_of(rows, spec.gate.slices)
         room = room_for_marks(evaluator, rows, slices)
         began = datetime.now(UTC)
-        try:
-            result = await evaluator.score(rows, task)
-        except WorkStopped as stopped:
-            if view.undecided(event.candidate, event.split):
-                raise
-            # Nobody waits for these marks any more. What was bought for them is told of all the same.
-            return [scored.model_copy(update={"skipped": True, "calls": stopped.calls})]
+        result = await evaluator.score(rows, task)
         if not isinstance(result, Scored):
             result = Scored(scores=result)
         span = WorkSpan(kind="marking", began=began, ended=datetime.now(UTC))

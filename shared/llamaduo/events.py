@@ -413,6 +413,18 @@ class WorkFailed(Event):
         return (self.consumer, self.job, self.dead_letter)
 
 
+class WorkWithdrawn(Event):
+    """Work in hand was stopped, for its migration was cancelled or had ended; only where it had bought something."""
+
+    type: Literal["work.withdrawn"] = "work.withdrawn"
+    consumer: str
+    job: str = Field(description="id of the event whose work was stopped")
+    calls: CallCounts = Field(description="what that work had bought")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.consumer, self.job)
+
+
 class MigrationEnded(Event):
     """The one end of a migration, published by the verdict alone."""
 
@@ -466,6 +478,7 @@ AnyEvent = (
     | RollbackRequested
     | BudgetRefused
     | WorkFailed
+    | WorkWithdrawn
     | MigrationCompleted
     | MigrationStopped
     | MigrationCancelled

@@ -24,6 +24,7 @@ from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
 from llamaduo.errors import RetryableError, describe
+from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, CancelRequested
 from llamaduo.settings import ServiceSettings
 from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
@@ -53,6 +54,7 @@ class Service:
         self._closing: list[Callable[[], Awaitable[None]]] = []
         self._ready_checks: list[Callable[[], str | None]] = []
         self._background: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
+        self._bought_by: Callable[[str], CallCounts] = lambda _job: CallCounts()
         self._stop = asyncio.Event()
         self._closing_connection = threading.Event()
         self._problems: list[str] = ["starting"]
@@ -68,6 +70,10 @@ class Service:
     def on_close(self, action: Callable[[], Awaitable[None]]) -> None:
         """Do this after work in hand was handed back."""
         self._closing.append(action)
+
+    def counts_calls(self, bought_by: Callable[[str], CallCounts]) -> None:
+        """Say with this what a job has bought that is withdrawn before it has a result."""
+        self._bought_by = bought_by
 
     def ready_when(self, check: Callable[[], str | None]) -> None:
         """A further readiness check: None, or what is missing."""
@@ -120,7 +126,16 @@ class Service:
         self._closing_connection.clear()
         threading.Thread(target=self._die_when_closed, args=[bus], name="closed connection", daemon=True).start()
         mirror = Mirror(bus, self.contract.reads)
-        desk = Desk(bus, mirror, self.name, self.settings.replica, self.contract, self.timing, dict(self._roles))
+        desk = Desk(
+            bus,
+            mirror,
+            self.name,
+            self.settings.replica,
+            self.contract,
+            self.timing,
+            dict(self._roles),
+            self._bought_by,
+        )
         holder.append(desk)
         mirror.on_event(functools.partial(_withdraw, desk))
         for listener in self._listeners:

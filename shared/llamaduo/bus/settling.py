@@ -43,6 +43,7 @@ from llamaduo.events import (
     Event,
     PromoteRequested,
     RollbackRequested,
+    WorkWithdrawn,
     encode_event,
     parse_event,
 )
@@ -114,6 +115,8 @@ class Desk:
     contract: ServiceContract
     timing: Timing
     roles: dict[str, tuple[Durable, Handler]]
+    bought_by: Callable[[str], CallCounts] = lambda _job: CallCounts()
+    """What a job has bought of the service LLM since it was taken up here; asked once, when it is over."""
     running: dict[asyncio.Task[Any], str | None] = field(default_factory=dict)
     """Work in hand, with the migration whose end or cancelling stops it; None where nothing does."""
     withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -309,7 +312,7 @@ class Message:
             desk.withdraw(event.migration)
         began = time.monotonic()
         WORK_IN_HAND.labels(self.durable.name).inc()
-        outcome = "error"
+        outcome, results = "error", list[Event]()
         try:
             await asyncio.wait({handling, beating}, return_when=asyncio.FIRST_COMPLETED)
             if not handling.done():
@@ -318,12 +321,17 @@ class Message:
                 beating.result()
                 raise LeaseLost(event.id)
             if handling.cancelled():
-                outcome = "withdrawn" if handling in desk.withdrawn else "handed_back"
-                if outcome == "withdrawn":
-                    return []
-                raise HandedBack(event.id)
-            results = list(handling.result())
-            outcome = "done"
+                if handling not in desk.withdrawn:
+                    outcome = "handed_back"
+                    raise HandedBack(event.id)
+                outcome = "withdrawn"
+                # Nobody waits for a result any more. What was bought for it is told of all the same.
+                calls, consumer = desk.bought_by(event.id), self.durable.name
+                if calls.made:
+                    results = [WorkWithdrawn(migration=event.migration, consumer=consumer, job=event.id, calls=calls)]
+            else:
+                results = list(handling.result())
+                outcome = "done"
         except BudgetExhausted as error:
             outcome = "budget"
             refused = {"what": error.what, "limit": error.limit, "spent": error.spent}
@@ -338,6 +346,7 @@ class Message:
             beating.cancel()
             desk.running.pop(handling, None)
             desk.withdrawn.discard(handling)
+            desk.bought_by(event.id)
             WORK_IN_HAND.labels(self.durable.name).dec()
             JOBS.labels(self.durable.name, outcome).inc()
             JOB_SECONDS.labels(self.durable.name).observe(time.monotonic() - began)

@@ -53,6 +53,7 @@ from llamaduo.events import (
     ServingRequested,
     TrainingRequested,
     WorkFailed,
+    WorkWithdrawn,
     subject_of,
 )
 
@@ -129,7 +130,7 @@ BROADCAST: tuple[type[Event], ...] = (
     AdapterRolledBack,
 )
 EVALUATOR_EVENTS: tuple[type[Event], ...] = (ResponsesGenerated, MarksRequested)
-FAILURES: tuple[type[Event], ...] = (WorkFailed, BudgetRefused)
+FAILURES: tuple[type[Event], ...] = (WorkFailed, BudgetRefused, WorkWithdrawn)
 
 SERVICES: dict[str, ServiceContract] = {
     "synthesizer": ServiceContract(

@@ -23,6 +23,7 @@ from llamaduo.events import (
     ReferencesRequested,
     ResponsesGenerated,
     WorkFailed,
+    WorkWithdrawn,
 )
 from llamaduo.migrations.confusion import ConfusionPart, confusions_of
 from llamaduo.migrations.fold import MigrationView
@@ -281,11 +282,12 @@ def _windows(view: MigrationView, until: datetime) -> tuple[dict[int, tuple[date
 
 
 def _calls(view: MigrationView, wall: float) -> CallsPart:
-    events: list[DatasetReady | ResponsesGenerated | EvalScored | BudgetRefused | WorkFailed] = [
+    events: list[DatasetReady | ResponsesGenerated | EvalScored | BudgetRefused | WorkFailed | WorkWithdrawn] = [
         *view.of_type(DatasetReady),
         *view.of_type(ResponsesGenerated),
         *view.of_type(EvalScored),
         *view.refusals,
+        *view.of_type(WorkWithdrawn),
         # A dead letter that was put back and then done: its result counts what was bought before, too.
         *(failure for failure in view.failures if not _done_after_all(view, failure)),
     ]

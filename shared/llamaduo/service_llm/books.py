@@ -10,14 +10,15 @@ from llamaduo.service_llm.call import Call
 from llamaduo.service_llm.clock import Clock
 from llamaduo.service_llm.ledger import Bought, Ledger, LedgerEntry
 from llamaduo.service_llm.sending import Reply, SendFailed
+from llamaduo.service_llm.tally import Tally
 
 
 class Books:
     """Ledger and budget together; all that is written here may be written again after a kill."""
 
-    def __init__(self, ledger: Ledger, door: Door, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, door: Door, clock: Clock, tally: Tally) -> None:
         self.ledger, self.door = ledger, door
-        self._clock = clock
+        self._clock, self._tally = clock, tally
 
     async def keep(
         self, call: Call, budgets: Budgets, attempt: str, reply: Reply, began: float, *, batched: bool = False
@@ -45,6 +46,7 @@ class Books:
             entry = await self.ledger.closed(call.key, attempt, "failed", str(error))
             await self._settle(call, budgets, entry, attempt, bought)
             raise
+        self._tally.note(call, entry)
         await self._settle(call, budgets, entry, attempt, bought)
         return entry
 
@@ -59,6 +61,7 @@ class Books:
 
     async def settle_after_kill(self, call: Call, budgets: Budgets, entry: LedgerEntry) -> None:
         """The answer of this very job is there already: a kill may have come between writing it and settling."""
+        self._tally.note(call, entry)
         if entry.answer is not None and entry.answer.job == call.job:
             await self._settle(call, budgets, entry, entry.answer.attempt, entry.answer)
 
