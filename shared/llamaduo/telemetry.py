@@ -18,6 +18,13 @@ JOB_SECONDS = Histogram(
 )
 WORK_IN_HAND = Gauge("llamaduo_work_in_hand", "Jobs being worked on", ["role"])
 CONSUMER_LAG = Gauge("llamaduo_consumer_lag", "Messages waiting for a role", ["role"])
+GATEWAY_REQUESTS = Counter(
+    "llamaduo_gateway_requests_total", "Answers to applications", ["alias", "served_by", "status"]
+)
+GATEWAY_FAIL_OVERS = Counter(
+    "llamaduo_gateway_fail_overs_total", "Answers of another one than was to answer first", ["alias", "served_by"]
+)
+GATEWAY_CIRCUIT = Gauge("llamaduo_gateway_circuit_open", "1 while a service LLM is left alone", ["upstream"])
 
 
 class JsonLines(logging.Formatter):

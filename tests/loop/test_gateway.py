@@ -1,0 +1,134 @@
+"""The gateway as a process: the official client against the emulator, streaming included."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import yaml
+from openai.types.chat import ChatCompletionToolParam
+
+from benchmarks.limits import emulator
+from tests.support import ROOT, environment, until
+
+QUESTION: Any = [{"role": "user", "content": "Where is my yoga mat? Order A4821. This is urgent!"}]
+RECORD = '{"intent":"delivery","product":"yoga mat","order":"A4821","urgency":"high"}'
+SCHEMA: dict[str, object] = {"type": "object", "properties": {"intent": {"type": "string"}}}
+
+
+class GatewayProcess:
+    """`python -m services.gateway` in `folder`, on free ports; can be killed and started again."""
+
+    def __init__(self, folder: Path, tree: dict[str, Any], **extra: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gateway.yaml").write_text(yaml.safe_dump(tree))
+        self.folder, self._extra = folder, extra
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        (self.folder / "port").unlink(missing_ok=True)
+        env = environment(
+            LLAMADUO_GATEWAY_FILE=str(self.folder / "gateway.yaml"),
+            LLAMADUO_GATEWAY_PORT="0",
+            LLAMADUO_GATEWAY_PORT_FILE=str(self.folder / "port"),
+            LLAMADUO_STATE_DIR=str(self.folder / "state"),
+            LLAMADUO_PROFILE="faults",
+            **self._extra,
+        )
+        log = (self.folder / "gateway.log").open("ab")
+        self.process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=env, cwd=ROOT, stderr=log)
+
+        async def listening() -> bool:
+            assert self.process is not None and self.process.poll() is None, self.log()
+            return (self.folder / "port").exists()
+
+        await until(listening, seconds=60, what="a gateway that listens")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{(self.folder / 'port').read_text()}/v1"
+
+    def log(self) -> str:
+        return (self.folder / "gateway.log").read_text()
+
+    def client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.url, api_key="key-of-the-application", max_retries=0)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(20)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+
+
+@asynccontextmanager
+async def gateway_process(folder: Path, tree: dict[str, Any], **extra: str) -> AsyncIterator[GatewayProcess]:
+    one = GatewayProcess(folder, tree, **extra)
+    await one.start()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+async def test_the_official_client_works_unchanged_streaming_tools_and_schemas_included(tmp_path: Path) -> None:
+    with emulator(tmp_path / "emulator", api_key="of-the-emulator") as url:
+        service = {"base_url": url, "model": "scripted-teacher", "api_key_env": "THE_KEY"}
+        tree = {"service": service, "aliases": {"triage": {}}}
+        async with gateway_process(tmp_path / "gateway", tree, THE_KEY="of-the-emulator") as gateway:
+            client = gateway.client()
+            answer = await client.chat.completions.create(model="triage", messages=QUESTION)
+            assert answer.choices[0].message.content == RECORD and answer.usage and answer.usage.completion_tokens
+
+            stream = await client.chat.completions.create(
+                model="triage", messages=QUESTION, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+            said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+            assert said == RECORD and len(chunks) > 3 and chunks[-1].usage == answer.usage
+
+            tool: ChatCompletionToolParam = {"type": "function", "function": {"name": "record", "parameters": SCHEMA}}
+            called = await client.chat.completions.create(
+                model="triage",
+                messages=QUESTION,
+                tools=[tool],
+                tool_choice={"type": "function", "function": {"name": "record"}},
+            )
+            calls = called.choices[0].message.tool_calls
+            assert calls and calls[0].type == "function" and calls[0].function.name == "record"
+
+            async with client.chat.completions.stream(model="triage", messages=QUESTION) as events:
+                assert (await events.get_final_completion()).choices[0].message.content == RECORD
+
+            assert [model.id async for model in client.models.list()] == ["triage", "scripted-teacher"]
+
+            def with_the_blocking_client() -> str | None:
+                blocking = openai.OpenAI(base_url=gateway.url, api_key="any", max_retries=0)
+                told = blocking.chat.completions.create(model="scripted-teacher", messages=QUESTION)
+                return told.choices[0].message.content
+
+            assert await asyncio.to_thread(with_the_blocking_client) == RECORD
+        assert "of-the-emulator" not in gateway.log() and "key-of-the-application" not in gateway.log()
+
+
+async def test_curl_works_too(tmp_path: Path) -> None:
+    with emulator(tmp_path / "emulator") as url:
+        tree = {"service": {"base_url": url, "model": "scripted-teacher"}, "aliases": {"triage": {}}}
+        async with gateway_process(tmp_path / "gateway", tree) as gateway:
+            body = '{"model": "triage", "stream": true, "messages": [{"role": "user", "content": "Where is it?"}]}'
+            curl = await asyncio.create_subprocess_exec(
+                "curl", "-sN", f"{gateway.url}/chat/completions", "-H", "content-type: application/json", "-d", body,
+                stdout=subprocess.PIPE,
+            )  # fmt: skip
+            told, _ = await curl.communicate()
+    assert told.startswith(b"data: ") and told.endswith(b"data: [DONE]\n\n")
