@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import uuid
@@ -14,12 +15,18 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from llamaduo.bus.service import ended
 from llamaduo.telemetry import set_up_logging
 from services.gateway.calling import REQUEST, REQUEST_ID
-from services.gateway.endpoints import Gateway
+from services.gateway.endpoints import Gateway, local_target
 from services.gateway.gateway_file import read_gateway_file
+from services.gateway.local_models import Known, read_known, write_known
+from services.gateway.on_bus import BusLink
 from services.gateway.settings import GatewaySettings
+from services.gateway.upstream import Target
 from services.gateway.wire import BadRequest, error
+
+log = logging.getLogger(__name__)
 
 LEAVING_S = 30.0
 """Answers under way may take so long to end when the gateway is told to stop."""
@@ -114,17 +121,38 @@ async def listen(app: web.Application, host: str, port: int, port_file: Path | N
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Answer until told to stop. UserInputError where the gateway's file cannot be used."""
-    gateway = Gateway(read_gateway_file(settings.gateway_file), os.environ, lambda _: ())
+    kept = settings.state_dir / "gateway" / "aliases.json"
+    known = read_known(kept)
+
+    def approved(alias: str) -> list[Target]:
+        model = known.get(alias)
+        return [local_target(address, model.name) for address in model.addresses] if model else []
+
+    def changed(now: Known) -> None:
+        nonlocal known
+        if now == known:
+            return
+        known = now
+        try:
+            write_known(kept, now)
+        except OSError as error:
+            log.warning("what aliases mean cannot be kept: %s", error)
+
+    gateway = Gateway(read_gateway_file(settings.gateway_file), os.environ, approved)
     app = make_app(gateway, settings.gateway_max_body_bytes)
+    link = BusLink(settings, changed)
     runners = [
         await listen(app, settings.gateway_host, settings.gateway_port, settings.gateway_port_file),
         await listen(health_app(settings, lambda: None), settings.http_host, settings.http_port, settings.port_file),
     ]
+    background = [asyncio.create_task(link.stay(), name="bus")] if settings.gateway_on_bus else []
     try:
         await stop.wait()
     finally:
         for runner in runners:
             await runner.cleanup()
+        for task in background:
+            await ended(task)
 
 
 def run(settings: GatewaySettings) -> None:

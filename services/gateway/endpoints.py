@@ -120,6 +120,11 @@ class Gateway:
         )
 
 
+def local_target(address: str, name: str) -> Target:
+    """An approved local model at one address; there may be another, so a connection is not waited for long."""
+    return Target("local", address, name, connect_s=1.0)
+
+
 def _upstreams(file: GatewayFile) -> list[Upstream]:
     found = [file.service, *(up for alias in file.aliases.values() for up in (alias.service, alias.local))]
     return [upstream for upstream in found if upstream is not None]

@@ -17,3 +17,6 @@ class GatewaySettings(ServiceSettings):
     gateway_port: int = Field(8088, ge=0, le=65535, description="0: a free port")
     gateway_port_file: Path | None = Field(None, description="where to write the port that was taken")
     gateway_max_body_bytes: int = Field(16 * 1024 * 1024, ge=1, description="larger requests get 413")
+    gateway_on_bus: bool = Field(
+        True, description="off: no bus is looked for; local models are those of the gateway's file alone"
+    )

@@ -15,7 +15,10 @@ import yaml
 from openai.types.chat import ChatCompletionToolParam
 
 from benchmarks.limits import emulator
-from tests.support import ROOT, environment, until
+from llamaduo.events import AdapterLoaded, AdapterPromoted, AdapterRolledBack, Event
+from tests.gateway_servers import stand_in
+from tests.simulated import trained
+from tests.support import ROOT, connected, environment, nats_server, until
 
 QUESTION: Any = [{"role": "user", "content": "Where is my yoga mat? Order A4821. This is urgent!"}]
 RECORD = '{"intent":"delivery","product":"yoga mat","order":"A4821","urgency":"high"}'
@@ -39,6 +42,7 @@ class GatewayProcess:
             LLAMADUO_GATEWAY_PORT_FILE=str(self.folder / "port"),
             LLAMADUO_STATE_DIR=str(self.folder / "state"),
             LLAMADUO_PROFILE="faults",
+            **({} if "LLAMADUO_NATS_URL" in self._extra else {"LLAMADUO_GATEWAY_ON_BUS": "false"}),
             **self._extra,
         )
         log = (self.folder / "gateway.log").open("ab")
@@ -132,3 +136,60 @@ async def test_curl_works_too(tmp_path: Path) -> None:
             )  # fmt: skip
             told, _ = await curl.communicate()
     assert told.startswith(b"data: ") and told.endswith(b"data: [DONE]\n\n")
+
+
+def promote(number: int, url: str) -> list[Event]:
+    """Round `number` becomes what `triage` means, served at `url`."""
+    adapter, name = trained(number).adapter, f"m-1-r{number}"
+    return [
+        AdapterLoaded(migration="m-1", round=number, name=name, digest=adapter.digest, replica="r", url=url),
+        AdapterPromoted(
+            migration="m-1", round=number, alias="triage", adapter=adapter, name=name, by="me", why="it passed"
+        ),
+    ]
+
+
+async def served_by(gateway: GatewayProcess) -> tuple[str, str | None]:
+    raw = await gateway.client().chat.completions.with_raw_response.create(model="triage", messages=QUESTION)
+    return raw.headers["x-llamaduo-served-by"], raw.headers.get("x-llamaduo-model")
+
+
+async def test_what_was_promoted_answers_and_so_it_does_after_a_cold_start_without_the_bus(tmp_path: Path) -> None:
+    async with stand_in("service") as service, stand_in("local") as local:
+        tree = {"service": {"base_url": service.url, "model": "gpt-4o"}, "aliases": {"triage": {"mode": "local"}}}
+        with nats_server(tmp_path / "nats") as server:
+            gateway = GatewayProcess(tmp_path / "gateway", tree, LLAMADUO_NATS_URL=server.url)
+            await gateway.start()
+            try:
+                async with connected(server, tmp_path) as bus:
+                    assert await served_by(gateway) == ("service", "gpt-4o")
+
+                    async def means(model: str) -> bool:
+                        return (await served_by(gateway))[1] == model
+
+                    for event in promote(1, local.url):
+                        await bus.publish(event)
+                    await until(lambda: means("m-1-r1"), what="the promoted model's answer")
+                    for event in promote(2, local.url):
+                        await bus.publish(event)
+                    await until(lambda: means("m-1-r2"), what="the next one's answer")
+                    back = AdapterRolledBack(
+                        migration="m-1", round=2, alias="triage", to=trained(1).adapter, by="me", why="worse"
+                    )
+                    await bus.publish(back)
+                    await until(lambda: means("m-1-r1"), what="the answer after the roll-back")
+
+                server.kill()
+                assert await served_by(gateway) == ("local", "m-1-r1")
+                gateway.kill()
+                await gateway.start()
+                assert await served_by(gateway) == ("local", "m-1-r1")
+
+                # Back on the bus it learns what has happened since.
+                server.start()
+                async with connected(server, tmp_path) as bus:
+                    for event in promote(3, local.url):
+                        await bus.publish(event)
+                    await until(lambda: means("m-1-r3"), seconds=60, what="the promotion after the bus came back")
+            finally:
+                gateway.stop()
