@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from aiohttp import web
@@ -14,6 +16,7 @@ from aiohttp import web
 from services.gateway.app import listen, make_app
 from services.gateway.endpoints import Gateway
 from services.gateway.gateway_file import parse_gateway_file
+from services.gateway.spool import Spool, segments
 from services.gateway.upstream import Target
 
 Behaviour = Literal["answer", "error", "limited", "refuse", "hang", "break_before", "break_within"]
@@ -142,13 +145,30 @@ async def stand_in(name: str) -> AsyncIterator[StandIn]:
 
 @asynccontextmanager
 async def gateway(
-    tree: dict[str, Any], *, approved: Sequence[Target] = (), max_body_bytes: int = 2**20, **environment: str
+    tree: dict[str, Any],
+    *,
+    approved: Sequence[Target] = (),
+    max_body_bytes: int = 2**20,
+    spool_bytes: int = 2**30,
+    folder: Path | None = None,
+    **environment: str,
 ) -> AsyncIterator[tuple[Gateway, str]]:
-    """A gateway with this file in this process, and its address; `approved` are the local models of every alias."""
-    made = Gateway(parse_gateway_file(tree), environment, lambda _: approved)
-    runner = await listen(make_app(made, max_body_bytes), "127.0.0.1", 0, None)
-    try:
-        yield made, f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        runner._shutdown_timeout = 0.1
-        await runner.cleanup()
+    """A gateway with this file in this process, and its address; `approved` are the local models of every alias.
+
+    What it captures is in `folder`.
+    """
+    with tempfile.TemporaryDirectory() as temp:
+        spool = Spool(folder or Path(temp), max_bytes=spool_bytes, segment_bytes=2**20, segment_s=3600)
+        made = Gateway(parse_gateway_file(tree), environment, lambda _: approved, spool)
+        runner = await listen(make_app(made, max_body_bytes), "127.0.0.1", 0, None)
+        try:
+            yield made, f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            runner._shutdown_timeout = 0.1
+            await runner.cleanup()
+            spool.close()
+
+
+def captured(folder: Path) -> list[dict[str, Any]]:
+    """The rows in a spool, in the order they were written."""
+    return [json.loads(line) for path in segments(folder) for line in path.read_bytes().splitlines()]

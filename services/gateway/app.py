@@ -15,7 +15,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from llamaduo.bus.connection import Bus
 from llamaduo.bus.service import ended
+from llamaduo.errors import describe
 from llamaduo.telemetry import set_up_logging
 from services.gateway.calling import REQUEST, REQUEST_ID
 from services.gateway.endpoints import Gateway, local_target
@@ -23,11 +25,16 @@ from services.gateway.gateway_file import read_gateway_file
 from services.gateway.local_models import Known, read_known, write_known
 from services.gateway.on_bus import BusLink
 from services.gateway.settings import GatewaySettings
+from services.gateway.shipping import keep_shipping, keep_synced, ship_all
+from services.gateway.spool import Spool
 from services.gateway.upstream import Target
 from services.gateway.wire import BadRequest, error
 
 log = logging.getLogger(__name__)
 
+SYNC_S = 1.0
+"""How often the disk is made to hold what was captured: what a power cut may cost."""
+LAST_SHIPPING_S = 5.0
 LEAVING_S = 30.0
 """Answers under way may take so long to end when the gateway is told to stop."""
 
@@ -138,21 +145,44 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         except OSError as error:
             log.warning("what aliases mean cannot be kept: %s", error)
 
-    gateway = Gateway(read_gateway_file(settings.gateway_file), os.environ, approved)
+    file = read_gateway_file(settings.gateway_file)
+    spool = Spool(
+        settings.state_dir / "gateway" / "spool",
+        max_bytes=settings.gateway_spool_max_bytes,
+        segment_bytes=settings.gateway_segment_bytes,
+        segment_s=settings.gateway_segment_s,
+    )
+    gateway = Gateway(file, os.environ, approved, spool)
     app = make_app(gateway, settings.gateway_max_body_bytes)
     link = BusLink(settings, changed)
     runners = [
         await listen(app, settings.gateway_host, settings.gateway_port, settings.gateway_port_file),
         await listen(health_app(settings, lambda: None), settings.http_host, settings.http_port, settings.port_file),
     ]
-    background = [asyncio.create_task(link.stay(), name="bus")] if settings.gateway_on_bus else []
+    source = f"gateway/{settings.replica}"
+    background = [asyncio.create_task(keep_synced(spool, SYNC_S), name="spool")]
+    if settings.gateway_on_bus:
+        shipping = keep_shipping(spool.folder, lambda: link.bus, source, SYNC_S)
+        background += [asyncio.create_task(link.stay(), name="bus"), asyncio.create_task(shipping, name="shipping")]
     try:
         await stop.wait()
     finally:
         for runner in runners:
             await runner.cleanup()
+        await _ship_the_last(spool, link.bus, source)
         for task in background:
             await ended(task)
+
+
+async def _ship_the_last(spool: Spool, bus: Bus | None, source: str) -> None:
+    """What cannot be shipped in a few seconds is shipped by the next gateway of this folder."""
+    try:
+        await asyncio.to_thread(spool.close)
+        async with asyncio.timeout(LAST_SHIPPING_S):
+            if bus is not None and bus.client.is_connected:
+                await ship_all(spool.folder, bus, source)
+    except Exception as error:
+        log.warning("captured rows stay on disk for now: %s", describe(error))
 
 
 def run(settings: GatewaySettings) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
@@ -79,34 +80,24 @@ class Ask:
     method: str = "POST"
 
 
-@dataclass
-class Said:
-    """What was answered, gathered on its way; `parts` is None where it is not wanted or was too much."""
+class Sink(Protocol):
+    """Takes one answer on its way."""
 
-    target: Target
-    streamed: bool
-    parts: list[bytes] | None
-    size: int = 0
+    def add(self, part: bytes) -> None:
+        """The next bytes of it."""
+        ...
 
-    def add(self, part: bytes, most: int) -> None:
-        """One more part."""
-        self.size += len(part)
-        if self.parts is not None and self.size <= most:
-            self.parts.append(part)
-        else:
-            self.parts = None
+    def finish(self) -> Awaitable[None] | None:
+        """It is whole, and its end is passed on after this; may give something to wait for first."""
+        ...
 
 
-Recorder = Callable[[Said], "asyncio.Future[None] | None"]
-"""Takes a whole answer of status 200 before its end is passed on; may give something to wait for."""
+class Recording(Protocol):
+    """Who records answers of status 200."""
 
-
-@dataclass(frozen=True)
-class Recording:
-    """Who takes answers, and up to how many bytes."""
-
-    take: Recorder
-    most_bytes: int
+    def begin(self, target: Target, *, streamed: bool) -> Sink:
+        """An answer begins to come."""
+        ...
 
 
 async def call(
@@ -153,6 +144,37 @@ async def call(
     return _refusal(problem)
 
 
+async def shadow(
+    session: aiohttp.ClientSession,
+    ask: Ask,
+    said: dict[str, Any],
+    targets: Sequence[Target],
+    circuits: Circuits,
+    recording: Recording,
+) -> None:
+    """The answer of the first of `targets` that gives one, for the record alone."""
+    for target in targets:
+        taken = circuits.take(target, always=False)
+        if taken == "no":
+            continue
+        went_well: bool | None = None
+        body = json.dumps({**said, "model": target.model or said["model"]}).encode()
+        headers = headers_to(target, {"Content-Type": "application/json"}, ask.request_id)
+        try:
+            async with asking(session, target, ask.path, body, headers) as opened:
+                went_well = True
+                if opened.status == 200:
+                    sink = recording.begin(target, streamed=False)
+                    sink.add(opened.first)
+                    await _finish(sink)
+                return
+        except Unanswered as unanswered:
+            went_well = not unanswered.broken
+            log.info("%s in the shadow: %s", ask.request_id, unanswered)
+        finally:
+            circuits.tell(target, taken, went_well)
+
+
 def _response(opened: Opened, ask: Ask, target: Target) -> web.StreamResponse:
     headers = {**opened.headers, REQUEST_ID: ask.request_id, SERVED_BY: target.place}
     if target.model is not None:
@@ -166,42 +188,37 @@ async def _pass_on(
     request: web.Request, response: web.StreamResponse, opened: Opened, target: Target, recording: Recording | None
 ) -> None:
     """Each chunk as it comes. What records has taken the whole answer before the caller can know of its end."""
-    wanted = recording is not None and opened.status == 200
-    said = Said(target, opened.streamed, [] if wanted else None)
-    most = recording.most_bytes if recording is not None else 0
-    said.add(opened.first, most)
-    recorded = not wanted
-
-    async def record() -> None:
-        nonlocal recorded
-        recorded = True
-        if recording is not None and (waiting := recording.take(said)) is not None:
-            await waiting
-
+    sink = recording.begin(target, streamed=opened.streamed) if recording and opened.status == 200 else None
     if not opened.streamed:
-        if not recorded:
-            await record()
+        if sink is not None:
+            sink.add(opened.first)
+            await _finish(sink)
         return
     await response.prepare(request)
-    tail = opened.first
-    if not recorded and DONE in tail:
-        await record()
-    await response.write(opened.first)
+    tail = b""
     try:
-        async for chunk in opened.rest():
-            said.add(chunk, most)
+        async for chunk in opened.chunks():
             # The mark of the end may be cut in two by the network.
-            tail = tail[-len(DONE) :] + chunk
-            if not recorded and DONE in tail:
-                await record()
+            tail = tail[1 - len(DONE) :] + chunk
+            if sink is not None and DONE in tail:
+                sink.add(chunk)
+                await _finish(sink)
+                sink = None
             await response.write(chunk)
+            if sink is not None:
+                sink.add(chunk)
     except BrokeOff as broke_off:
         await response.write(error_event(f"The answer broke off: {broke_off}"))
         await response.write_eof()
         raise
-    if not recorded:
-        await record()
+    if sink is not None:
+        await _finish(sink)
     await response.write_eof()
+
+
+async def _finish(sink: Sink) -> None:
+    if (waiting := sink.finish()) is not None:
+        await waiting
 
 
 def _refusal(problem: Unanswered | None) -> web.Response:

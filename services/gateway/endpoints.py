@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from services.gateway.calling import REQUEST, Ask, Circuits, call
-from services.gateway.gateway_file import Alias, GatewayFile, Upstream, key_of
+from llamaduo.telemetry import GATEWAY_CAPTURED
+from services.gateway.calling import REQUEST, Ask, Circuits, call, shadow
+from services.gateway.capture import CaptureRules, Recorder, sampled
+from services.gateway.gateway_file import Alias, Capture, GatewayFile, Upstream, key_of
+from services.gateway.redaction import rules as redaction_rules
 from services.gateway.routing import Place, Route, route
+from services.gateway.spool import Spool
 from services.gateway.upstream import Target, Unanswered, asking, headers_to
 from services.gateway.wire import BadRequest, asked, error
 
 log = logging.getLogger(__name__)
 
 CHAT, EMBEDDINGS, MODELS = "chat/completions", "embeddings", "models"
+MOST_SHADOWS = 8
+"""Answers of the local model beside those of the service LLM at one time."""
 Approved = Callable[[str], Sequence[Target]]
 """The local model that was approved for an alias, at each address where it is served; empty where there is none."""
 
 
 class Gateway:
-    """The handlers and what they share. `keys` holds the key of each upstream that has one."""
+    """The handlers and what they share. Captured rows go to `spool`. UserInputError where a key is missing."""
 
-    def __init__(self, file: GatewayFile, environment: Mapping[str, str], approved: Approved) -> None:
-        self._file, self._approved = file, approved
+    def __init__(self, file: GatewayFile, environment: Mapping[str, str], approved: Approved, spool: Spool) -> None:
+        self._file, self._approved, self._spool = file, approved, spool
+        self._rules = {name: _capture_rules(alias.capture) for name, alias in file.aliases.items()}
+        self._shadows: set[asyncio.Task[None]] = set()
         self._keys = {upstream: key_of(upstream, environment) for upstream in _upstreams(file)}
         self.circuits = Circuits()
         self.session: aiohttp.ClientSession | None = None
@@ -41,8 +51,26 @@ class Gateway:
         ask = _ask(request, CHAT, name if alias else "", body, said, rewritten=deployment is not None)
         if alias is None:
             return await call(self._open, request, ask, self._default(name), self.circuits)
-        targets, _ = self._targets(name, alias, _key(alias, request, said))
-        return await call(self._open, request, ask, targets, self.circuits)
+        targets, way = self._targets(name, alias, _key(alias, request, said))
+        rules = self._rules[name]
+        if not way.record or not sampled(ask.request_id, rules.sample):
+            return await call(self._open, request, ask, targets, self.circuits)
+        recorder = Recorder(self._spool, rules, name, ask.request_id, said)
+        response = await call(self._open, request, ask, targets, self.circuits, recorder)
+        if way.shadow and response.status == 200:
+            self._shadow(ask, said, recorder, [target for target in targets if target.place == "local"])
+        return response
+
+    def _shadow(self, ask: Ask, said: dict[str, Any], recorder: Recorder, local: Sequence[Target]) -> None:
+        """Have the local model answer too, after the caller has its answer. What is too much at once is left out."""
+        if len(self._shadows) >= MOST_SHADOWS:
+            GATEWAY_CAPTURED.labels(recorder.alias, "shadow_left_out").inc()
+            return
+        beside = replace(recorder, request_id=f"{recorder.request_id}-shadow", shadow_of=recorder.request_id)
+        whole = {key: value for key, value in said.items() if key not in ("stream", "stream_options")}
+        task = asyncio.create_task(shadow(self._open, ask, whole, local, self.circuits, beside))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -123,6 +151,10 @@ class Gateway:
 def local_target(address: str, name: str) -> Target:
     """An approved local model at one address; there may be another, so a connection is not waited for long."""
     return Target("local", address, name, connect_s=1.0)
+
+
+def _capture_rules(given: Capture) -> CaptureRules:
+    return CaptureRules(given.sample, redaction_rules(given.redact, given.patterns), given.most_bytes)
 
 
 def _upstreams(file: GatewayFile) -> list[Upstream]:

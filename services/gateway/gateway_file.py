@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -58,6 +59,29 @@ class Canary(Strict):
     key: str = Field("user", pattern=r"^(user|header:[A-Za-z0-9-]+)$", description="`user` or `header:NAME`")
 
 
+class Capture(Strict):
+    """What is kept of the traffic, where the mode records any."""
+
+    sample: float = Field(1.0, ge=0, le=1, description="share of all requests")
+    redact: tuple[Literal["email", "phone", "card"], ...] = Field(
+        ("email", "phone"), description="what is replaced before anything is written"
+    )
+    patterns: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(
+        default_factory=dict, description="name -> regular expression of what else is replaced, by [NAME]"
+    )
+    most_bytes: int = Field(1024 * 1024, ge=1, description="of one answer; a larger one is not kept")
+
+    @field_validator("patterns")
+    @classmethod
+    def _are_expressions(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{name} is no regular expression: {error}") from error
+        return value
+
+
 class Alias(Strict):
     """Who answers when an application names this alias as its model."""
 
@@ -65,6 +89,7 @@ class Alias(Strict):
     service: Upstream | None = Field(None, description="unset: the file's `service`")
     local: Upstream | None = Field(None, description="unset: the adapter that was promoted under this name")
     canary: Canary | None = None
+    capture: Capture = Capture()
     fail_over: bool = Field(True, description="whether the local model answers when the service LLM does not")
 
     @model_validator(mode="after")

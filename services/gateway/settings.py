@@ -20,3 +20,8 @@ class GatewaySettings(ServiceSettings):
     gateway_on_bus: bool = Field(
         True, description="off: no bus is looked for; local models are those of the gateway's file alone"
     )
+    gateway_spool_max_bytes: int = Field(
+        1024**3, ge=1, description="captured rows on disk that wait for the bus; what is above is not captured"
+    )
+    gateway_segment_bytes: int = Field(8 * 1024 * 1024, ge=1, description="a file of captured rows")
+    gateway_segment_s: float = Field(60.0, ge=0, description="seconds until captured rows are shipped")

@@ -69,10 +69,9 @@ class Opened:
     streamed: bool
     _response: aiohttp.ClientResponse
 
-    async def rest(self) -> AsyncIterator[bytes]:
-        """The rest of a stream, as it comes. BrokeOff where its end does not come."""
-        if not self.streamed:
-            return
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """A stream, as it comes. BrokeOff where its end does not come."""
+        yield self.first
         try:
             async for chunk in self._response.content.iter_any():
                 yield chunk

@@ -25,6 +25,10 @@ GATEWAY_FAIL_OVERS = Counter(
     "llamaduo_gateway_fail_overs_total", "Answers of another one than was to answer first", ["alias", "served_by"]
 )
 GATEWAY_CIRCUIT = Gauge("llamaduo_gateway_circuit_open", "1 while a service LLM is left alone", ["upstream"])
+GATEWAY_CAPTURED = Counter(
+    "llamaduo_gateway_captured_total", "Answers to be captured, by what became of them", ["alias", "outcome"]
+)
+GATEWAY_SPOOL = Gauge("llamaduo_gateway_spool_bytes", "Captured rows on disk that wait for the bus")
 
 
 class JsonLines(logging.Formatter):

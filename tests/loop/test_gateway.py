@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import yaml
 from openai.types.chat import ChatCompletionToolParam
 
 from benchmarks.limits import emulator
-from llamaduo.events import AdapterLoaded, AdapterPromoted, AdapterRolledBack, Event
+from llamaduo.artifacts import read_bytes
+from llamaduo.events import AdapterLoaded, AdapterPromoted, AdapterRolledBack, Event, TrafficCaptured
 from tests.gateway_servers import stand_in
 from tests.simulated import trained
-from tests.support import ROOT, connected, environment, nats_server, until
+from tests.support import ROOT, connected, environment, free_port, nats_server, until
 
 QUESTION: Any = [{"role": "user", "content": "Where is my yoga mat? Order A4821. This is urgent!"}]
 RECORD = '{"intent":"delivery","product":"yoga mat","order":"A4821","urgency":"high"}'
@@ -26,19 +30,21 @@ SCHEMA: dict[str, object] = {"type": "object", "properties": {"intent": {"type":
 
 
 class GatewayProcess:
-    """`python -m services.gateway` in `folder`, on free ports; can be killed and started again."""
+    """`python -m services.gateway` in `folder`, on a port of its own; can be killed and started again."""
 
     def __init__(self, folder: Path, tree: dict[str, Any], **extra: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "gateway.yaml").write_text(yaml.safe_dump(tree))
         self.folder, self._extra = folder, extra
+        # The same one after a restart, as applications need it.
+        self._port = str(free_port())
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         (self.folder / "port").unlink(missing_ok=True)
         env = environment(
             LLAMADUO_GATEWAY_FILE=str(self.folder / "gateway.yaml"),
-            LLAMADUO_GATEWAY_PORT="0",
+            LLAMADUO_GATEWAY_PORT=self._port,
             LLAMADUO_GATEWAY_PORT_FILE=str(self.folder / "port"),
             LLAMADUO_STATE_DIR=str(self.folder / "state"),
             LLAMADUO_PROFILE="faults",
@@ -193,3 +199,101 @@ async def test_what_was_promoted_answers_and_so_it_does_after_a_cold_start_witho
                     await until(lambda: means("m-1-r3"), seconds=60, what="the promotion after the bus came back")
             finally:
                 gateway.stop()
+
+
+@dataclass
+class Traffic:
+    """Callers that go on asking, each prompt once, and note the ids of answers that came to their end."""
+
+    url: str
+    answered: dict[str, str] = field(default_factory=dict)
+    """Request id -> prompt."""
+    sent: int = 0
+
+    async def one_caller(self, http: aiohttp.ClientSession) -> None:
+        while True:
+            self.sent += 1
+            prompt = f"prompt {self.sent} of ann@example.org"
+            body = {
+                "model": "triage",
+                "messages": [{"role": "user", "content": prompt}],
+                "stream": self.sent % 2 == 0,
+            }
+            try:
+                async with http.post(f"{self.url}/chat/completions", json=body) as answer:
+                    told = await answer.read()
+                    assert answer.status == 200, told
+                    if told.endswith(b"data: [DONE]\n\n" if body["stream"] else b"}"):
+                        self.answered[answer.headers["x-request-id"]] = prompt
+            except (aiohttp.ClientError, OSError):
+                await asyncio.sleep(0.05)
+
+    async def more(self, count: int) -> None:
+        """Once so many more answers have come."""
+        wanted = len(self.answered) + count
+
+        async def enough() -> bool:
+            return len(self.answered) >= wanted
+
+        await until(enough, seconds=90, what=f"{count} more answers")
+
+
+async def test_no_row_is_lost_or_doubled_when_gateway_and_bus_are_killed_in_mid_traffic(tmp_path: Path) -> None:
+    callers, kills = 6, 3
+    async with stand_in("service") as service:
+        tree = {"service": {"base_url": service.url}, "aliases": {"triage": {"mode": "capture"}}}
+        with nats_server(tmp_path / "nats") as server:
+            async with connected(server, tmp_path):
+                pass
+            gateway = GatewayProcess(
+                tmp_path / "gateway", tree, LLAMADUO_NATS_URL=server.url, LLAMADUO_GATEWAY_SEGMENT_S="0.2"
+            )
+            await gateway.start()
+            try:
+                async with aiohttp.ClientSession() as http:
+                    traffic = Traffic(gateway.url)
+                    tasks = [asyncio.create_task(traffic.one_caller(http)) for _ in range(callers)]
+                    await traffic.more(150)
+                    gateway.kill()
+                    await gateway.start()
+                    await traffic.more(100)
+                    server.kill()
+                    await traffic.more(200)
+                    gateway.kill()
+                    await gateway.start()
+                    await traffic.more(100)
+                    server.start()
+                    await traffic.more(150)
+                    gateway.kill()
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+                await gateway.start()
+                async with connected(server, tmp_path) as bus:
+                    spool = tmp_path / "gateway" / "state" / "gateway" / "spool"
+
+                    async def shipped() -> bool:
+                        return not list(spool.glob("*/*"))
+
+                    await until(shipped, seconds=90, what="all captured rows on the bus")
+                    events = [
+                        logged.event
+                        async for logged in bus.log(follow=False)
+                        if isinstance(logged.event, TrafficCaptured)
+                    ]
+                    store = await bus.artifacts()
+                    files = [await read_bytes(store, event.traffic) for event in events]
+            finally:
+                gateway.stop()
+    rows = [json.loads(line) for file in files for line in file.splitlines()]
+    ids = [row["id"] for row in rows]
+    assert len({event.id for event in events}) == len(events) > 3
+    assert len(ids) == len(set(ids)), "a row came twice"
+    assert set(traffic.answered) <= set(ids), "an answer that a caller has got was not captured"
+    # Beyond those at most what was in flight at each kill.
+    assert len(ids) - len(traffic.answered) <= callers * kills
+    prompts = {row["id"]: row["request"]["messages"][0]["content"] for row in rows}
+    assert all(prompts[one] == said.replace("ann@example.org", "[EMAIL]") for one, said in traffic.answered.items())
+    assert sum(event.rows for event in events) == len(rows)
+    assert all(event.alias == "triage" and event.first <= event.last for event in events)
+    assert any(row["response"]["choices"][0]["message"]["content"] == "said by service" for row in rows)

@@ -44,7 +44,8 @@ def tree(service: StandIn, local: StandIn | None = None, **alias: Any) -> dict[s
 
 async def ask(url: str, model: str = "triage", **more: Any) -> tuple[str, str, str]:
     """(answer, who served it, request id)"""
-    raw = await client(url).chat.completions.with_raw_response.create(model=model, messages=MESSAGES, **more)
+    async with client(url) as one:
+        raw = await one.chat.completions.with_raw_response.create(model=model, messages=MESSAGES, **more)
     return (
         raw.parse().choices[0].message.content or "",
         raw.headers["x-llamaduo-served-by"],

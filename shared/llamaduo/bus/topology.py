@@ -51,6 +51,7 @@ from llamaduo.events import (
     RollbackRequested,
     ServingMeasured,
     ServingRequested,
+    TrafficCaptured,
     TrainingRequested,
     WorkFailed,
     WorkWithdrawn,
@@ -120,7 +121,8 @@ class ServiceContract:
 COMMANDS: tuple[type[Event], ...] = (PauseRequested, ResumeRequested, CancelRequested)
 ENDS: tuple[type[Event], ...] = (MigrationCompleted, MigrationStopped, MigrationCancelled)
 DECISIONS: tuple[type[Event], ...] = (EvalFailed, EvalPassed)
-ALL: tuple[type[Event], ...] = tuple(EVENT_TYPES.values())
+ALL: tuple[type[Event], ...] = tuple(model for model in EVENT_TYPES.values() if model is not TrafficCaptured)
+"""All that a migration's state can come of."""
 BROADCAST: tuple[type[Event], ...] = (
     MigrationRequested,
     *DECISIONS,
@@ -191,11 +193,17 @@ SERVICES: dict[str, ServiceContract] = {
         ),
         reads=ALL,
     ),
+    "gateway": ServiceContract(
+        "Answers applications by the service LLM or the local model, and captures traffic.",
+        durables=(),
+        publishes=(TrafficCaptured,),
+        reads=(AdapterPromoted, AdapterRolledBack, AdapterLoaded),
+    ),
     "operator": ServiceContract(
         "The CLI, later the dashboard and the drift watch.",
         durables=(),
         publishes=(MigrationRequested, *COMMANDS, PromoteRequested, RollbackRequested),
-        reads=ALL,
+        reads=(*ALL, TrafficCaptured),
     ),
 }
 
@@ -219,7 +227,7 @@ def event_stream(max_bytes: int) -> StreamConfig:
     """The log: file storage, kept for ever, refusing rather than forgetting when full."""
     return StreamConfig(
         name=EVENTS,
-        subjects=sorted({subject_of(model) for model in ALL}),
+        subjects=sorted({subject_of(model) for model in EVENT_TYPES.values()}),
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
