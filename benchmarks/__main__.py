@@ -14,6 +14,7 @@ from benchmarks import limits
 from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
+from benchmarks.gateway import gateway
 from benchmarks.scaling import scaling
 from benchmarks.settling import settling
 from benchmarks.training import training
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "banking77": Benchmark(banking77.banking77, banking77.options),
     "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
+    "gateway": Benchmark(lambda chosen: gateway(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "scaling": Benchmark(lambda chosen: scaling(chosen.quick)),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
