@@ -44,6 +44,9 @@ class InferenceSettings(ServiceSettings):
     return_after_s: float = Field(
         10.0, ge=0, description="seconds without a request after which the engine goes back to an alias's base model"
     )
+    accelerator_dir: Path | None = Field(
+        None, description="folder of those who use one accelerator in turn; unset: it is this replica's alone"
+    )
     shards_at_once: int = Field(2, ge=1, le=16, description="shards answered side by side")
     api_host: str = Field("127.0.0.1", description="where the OpenAI endpoint of the served models listens")
     api_port: int = Field(0, ge=0, le=65535, description="0: a free port")

@@ -22,6 +22,7 @@ from tests.support import ROOT, nats_binary
 
 BIN = Path(sys.executable).parent
 DOCKERFILES = [ROOT / "deploy" / "Dockerfile", ROOT / "tests" / "compose" / "standins" / "nats" / "Dockerfile"]
+GPU = ["--file", "docker-compose.yml", "--file", "docker-compose.gpu.yml"]
 OFFLINE = ["--file", "docker-compose.yml", "--file", "tests/compose/docker-compose.offline.yml"]
 ML = {"torch", "transformers", "vllm", "trl", "peft", "datasets", "bitsandbytes", "accelerate"}
 
@@ -48,10 +49,30 @@ def services(env_file: Path) -> dict[str, Any]:
     return parsed
 
 
-@pytest.mark.parametrize("files", [[], OFFLINE])
+@pytest.mark.parametrize("files", [[], OFFLINE, GPU])
 def test_the_compose_file_is_sound(env_file: Path, files: list[str]) -> None:
     done = config(env_file, *files, "--profile", "*", "config", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_on_a_gpu_the_same_services_run_and_two_of_them_use_it_in_turn(
+    env_file: Path, services: dict[str, Any]
+) -> None:
+    done = config(env_file, *GPU, "--profile", "*", "config", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    with_gpu: dict[str, Any] = json.loads(done.stdout)["services"]
+    assert set(with_gpu) == set(services)
+    changed = {name for name, service in with_gpu.items() if service != services[name]}
+    assert changed == {"trainer", "inference"}
+    devices = [with_gpu[name]["deploy"]["resources"]["reservations"]["devices"] for name in sorted(changed)]
+    assert devices[0] == devices[1] and devices[0][0]["device_ids"] == ["0"]
+    for name in changed:
+        place = with_gpu[name]["environment"]["LLAMADUO_ACCELERATOR_DIR"]
+        assert {"source": "accelerator", "target": place} in [
+            {key: volume[key] for key in ("source", "target")} for volume in with_gpu[name]["volumes"]
+        ]
+    assert with_gpu["trainer"]["build"]["args"] == {"DEVICE": "cuda"}
+    assert "USER 10001:10001" in stages()[with_gpu["inference"]["build"]["target"]]
 
 
 def test_a_missing_password_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -86,7 +107,7 @@ def test_every_target_runs_as_nobody_special(services: dict[str, Any]) -> None:
 def test_an_image_holds_only_its_own_service() -> None:
     for target, text in stages().items():
         copied = set(re.findall(r"^COPY services/(\w+) ", text, flags=re.MULTILINE))
-        assert copied <= {target}, target
+        assert copied <= {target.removesuffix("-cuda")}, target
 
 
 def test_light_images_hold_no_ml_library() -> None:
