@@ -97,6 +97,8 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: list[asyncio.StreamWriter] = []
+        self.held = b""
+        """What the server wrote and nobody has got."""
         self.port = 0
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -108,7 +110,8 @@ class Proxy:
         ) -> None:
             with contextlib.suppress(OSError):
                 while data := await source.read(65536):
-                    if gate is not None:
+                    if gate is not None and not gate.is_set():
+                        self.held += data
                         await gate.wait()
                     target.write(data)
                     await target.drain()
@@ -123,7 +126,7 @@ class Proxy:
         """Abort all connections; what was stalled is lost. New ones flow."""
         for writer in self._writers:
             writer.transport.abort()
-        self._writers = []
+        self._writers, self.held = [], b""
         self._flowing.set()
 
     @asynccontextmanager

@@ -18,17 +18,16 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy as ConsumerAck
-from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
+from llamaduo.bus.reading import StreamReader, WakeUps
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
-from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
+from llamaduo.events import AnyEvent, Event, encode_event, event_of, subject_for
 from llamaduo.settings import BusSettings
 
 log = logging.getLogger(__name__)
@@ -74,39 +73,6 @@ def _bus_is_there() -> Iterator[None]:
         raise
     except (TimeoutError, NatsError) as error:
         raise RetryableError(f"the bus does not answer: {type(error).__name__}", delay=5) from error
-
-
-@dataclass
-class _Reader:
-    """A consumer that acks nothing, and how much of what it was sent has arrived here.
-
-    What the server wrote to a connection that was breaking is gone, and the server does not send it again. But it
-    numbers what it sends to a consumer, without gaps whatever the filter, so a loss is seen.
-    """
-
-    sub: JetStreamContext.PullSubscription
-    taken: int = 0
-
-    def takes(self, message: Msg) -> bool:
-        """Whether this is the next message; False where one before it was lost."""
-        self.taken += 1
-        return bool(message.metadata.sequence.consumer == self.taken)
-
-    async def pending(self) -> int | None:
-        """How many messages are still to be sent. None where the consumer is gone, or what it sent got lost."""
-        try:
-            info = await self.sub.consumer_info()
-        except (TimeoutError, NatsError):
-            return None
-        sent = info.delivered.consumer_seq if info.delivered is not None else 0
-        return info.num_pending if sent == self.taken else None
-
-
-async def _drop(reader: _Reader | None) -> None:
-    """Give up a reader; the server forgets its consumer after a while."""
-    if reader is not None:
-        with contextlib.suppress(Exception):
-            await reader.sub.unsubscribe()
 
 
 class Bus:
@@ -174,7 +140,7 @@ class Bus:
 
         RetryableError when the bus stays away, PermanentError where the event is too large for it.
         """
-        subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
+        subject, body, headers = subject_for(event), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
 
     async def publish_dead_letter(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
@@ -216,8 +182,8 @@ class Bus:
                 self._artifacts = ObjectStoreArtifacts(self.settings.artifacts_url)
             else:
                 with _bus_is_there():
-                    bucket = await self.js.object_store(topology.ARTIFACTS)
-                self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
+                    await self.js.stream_info(f"OBJ_{topology.ARTIFACTS}")
+                self._artifacts = JetStreamArtifacts(self.client, topology.ARTIFACTS)
         return self._artifacts
 
     async def last_seq(self) -> int:
@@ -234,61 +200,54 @@ class Bus:
         """Replay the log from its start; with `follow` for ever, else up to its present end.
 
         Survives server restarts: it keeps its own place and asks again from there. Foreign messages are skipped.
-        `drained` is set once everything that was there has been taken.
+        `drained` is set once everything that was there has been taken. RetryableError where the log is not there,
+        unless it is followed.
         """
         end = None if follow else await self.last_seq()
-        following = 1
-        reader: _Reader | None = None
-        try:
+        reader, following, fruitless = StreamReader(self.client, topology.EVENTS), 1, 0
+        async with self._wake_ups(subjects) if follow else contextlib.nullcontext(WakeUps()) as woken:
             while end is None or following <= end:
                 try:
-                    if reader is None:
-                        reader, waiting = await self._reader(subjects, following)
-                        if waiting == 0 and drained is not None:
-                            drained.set()
-                    messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
-                except TimeoutError:
-                    pending = await reader.pending() if reader is not None else None
-                    if pending == 0 and end is not None:
-                        return
-                    if pending is None:
-                        await _drop(reader)
-                        reader = None
-                    continue
-                except NatsError:
-                    await _drop(reader)
-                    reader = None
+                    messages, following_next = await reader.read(following, subjects or None)
+                    fruitless = 0
+                except (TimeoutError, NatsError) as error:
+                    fruitless = fruitless + 1 if isinstance(error, NotFoundError) else 0
+                    if end is not None and fruitless >= PUBLISH_TRIES:
+                        raise RetryableError("the log cannot be read: run `llamaduo bootstrap`", delay=10) from error
                     await asyncio.sleep(0.3)
                     continue
-                for message in messages:
-                    if not reader.takes(message):
-                        await _drop(reader)
-                        reader = None
-                        break
-                    seq = message.metadata.sequence.stream
-                    following = seq + 1
-                    try:
-                        yield Logged(parse_event(message.data), seq)
-                    except BadEvent:
-                        log.debug("skipping message %d of the log: no event of this contract", seq)
-                    if drained is not None and message.metadata.num_pending == 0:
+                if following_next == following:
+                    if drained is not None:
                         drained.set()
-        finally:
-            await _drop(reader)
+                    if end is not None:
+                        return
+                    await woken.wait()
+                    continue
+                for message in messages:
+                    try:
+                        yield Logged(event_of(message.subject, message.body), message.seq)
+                    except BadEvent:
+                        log.debug("skipping message %d of the log: no event of this contract", message.seq)
+                following = following_next
 
-    async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
-        """A reader of the log from `start` on, and how many messages there are for it now."""
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=start,
-            ack_policy=ConsumerAck.NONE,
-            filter_subjects=sorted(subjects) if subjects else None,
-            inactive_threshold=60,
-            mem_storage=True,
-        )
-        info = await self.js.add_consumer(topology.EVENTS, config)
-        sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
-        return _Reader(sub), info.num_pending or 0
+    @contextlib.asynccontextmanager
+    async def _wake_ups(self, subjects: Sequence[str] | None) -> AsyncIterator[WakeUps]:
+        """Told of whatever is published on these subjects, all of the log by default."""
+        woken = WakeUps(topology.TIMINGS[self.settings.profile].fetch)
+
+        async def take(_: Msg) -> None:
+            woken.wake()
+
+        heard = []
+        try:
+            for subject in subjects or topology.log_subjects():
+                with contextlib.suppress(NatsError):  # without it the reader looks by the clock
+                    heard.append(await self.client.subscribe(subject, cb=take))
+            yield woken
+        finally:
+            for sub in heard:
+                with contextlib.suppress(Exception):
+                    await sub.unsubscribe()
 
     async def progress(self, payload: Progress) -> None:
         """Tell who listens how far work is; lost if nobody does."""

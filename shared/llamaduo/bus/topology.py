@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,7 +54,7 @@ from llamaduo.events import (
     ServingRequested,
     TrainingRequested,
     WorkFailed,
-    subject_of,
+    subjects_of,
 )
 
 EVENTS = "EVENTS"
@@ -102,7 +103,7 @@ class Durable:
     @property
     def subjects(self) -> list[str]:
         """The subjects it filters on."""
-        return [subject_of(model) for model in self.events]
+        return [subject for model in self.events for subject in subjects_of(model)]
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,22 @@ def contract_of(service: str) -> ServiceContract:
     raise KeyError(service)
 
 
+def subjects_for(models: Sequence[type[Event]]) -> list[str]:
+    """Every subject that events of these classes are published on."""
+    return sorted({subject for model in models for subject in subjects_of(model)})
+
+
+def log_subjects() -> list[str]:
+    """Every subject of the log."""
+    return subjects_for(ALL)
+
+
 def event_stream(max_bytes: int) -> StreamConfig:
     """The log: file storage, kept for ever, refusing rather than forgetting when full."""
     return StreamConfig(
         name=EVENTS,
-        subjects=sorted({subject_of(model) for model in ALL}),
+        subjects=log_subjects(),
+        allow_direct=True,
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
@@ -268,6 +280,8 @@ async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes
         await js.object_store(ARTIFACTS)
     except NotFoundError:
         await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
+    for name in (*(f"KV_{bucket}" for bucket in BUCKETS), f"OBJ_{ARTIFACTS}"):
+        await _read_directly_and_never_roll_up(js, name)
     for contract in SERVICES.values():
         for durable in contract.durables:
             await ensure_durable(js, durable, profile)
@@ -283,6 +297,14 @@ async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
         except BadRequestError:  # another bootstrap was faster
             pass
     await js.update_stream(config)
+
+
+async def _read_directly_and_never_roll_up(js: JetStreamContext, stream: str) -> None:
+    """What is read is in the subject asked on, for permissions to see; and no message can wipe a bucket (roll-up)."""
+    config = (await js.stream_info(stream)).config
+    if not config.allow_direct or config.allow_rollup_hdrs:
+        config.allow_direct, config.allow_rollup_hdrs = True, False
+        await js.update_stream(config)
 
 
 async def ensure_durable(
