@@ -43,15 +43,16 @@ def nats_binary() -> str:
 class NatsServer:
     """A real server with file storage in `folder`, on a port of its own, that can be killed and started again."""
 
-    def __init__(self, folder: Path, *, sync: str = "2m") -> None:
+    def __init__(self, folder: Path, *, sync: str = "2m", more: str = "", **environment: str) -> None:
         self.port = free_port()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._config = folder / "nats.conf"
         self._config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
-            f'jetstream {{ store_dir: "{folder / "store"}", sync_interval: "{sync}" }}\n'
+            f'jetstream {{ store_dir: "{folder / "store"}", sync_interval: "{sync}" }}\n{more}'
         )
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +61,9 @@ class NatsServer:
 
     def start(self) -> None:
         log = (self.folder / "nats.log").open("ab")
-        self._process = subprocess.Popen([nats_binary(), "-c", str(self._config)], stdout=log, stderr=log)
+        self._process = subprocess.Popen(
+            [nats_binary(), "-c", str(self._config)], stdout=log, stderr=log, env=os.environ | self._environment
+        )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):

@@ -102,10 +102,10 @@ def _checked_write(ref: ArtifactRef, path: Path) -> Iterator[BufferedWriter]:
 class JetStreamArtifacts:
     """Artifacts in a JetStream object store bucket, named by digest."""
 
-    def __init__(self, client: Client, bucket: str) -> None:
+    def __init__(self, client: Client, bucket: str, reader: StreamReader) -> None:
         self._bucket, self._stream = bucket, f"OBJ_{bucket}"
         self._js = client.jetstream(timeout=CHUNK_TIMEOUT_S)
-        self._reader = StreamReader(client, self._stream)
+        self._reader = reader
 
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)

@@ -22,13 +22,14 @@ from nats.js.errors import APIError, NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
+from llamaduo.bus.denials import Denials
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.reading import StreamReader, WakeUps
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, event_of, subject_for
-from llamaduo.settings import BusSettings
+from llamaduo.settings import BusSettings, bus_login
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,11 @@ def _bus_is_there() -> Iterator[None]:
 class Bus:
     """A connected client; made by `Bus.connect`."""
 
-    def __init__(self, broker: NatsBroker, client: Client, settings: BusSettings, name: str) -> None:
+    def __init__(
+        self, broker: NatsBroker, client: Client, settings: BusSettings, name: str, denials: Denials
+    ) -> None:
         self.broker, self.client, self.settings, self.name = broker, client, settings, name
+        self.denials = denials
         self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
         self.inbox_prefix = inbox_prefix_of(name)
         self._buckets: dict[str, KeyValue] = {}
@@ -91,13 +95,14 @@ class Bus:
     ) -> Bus:
         """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
         options: dict[str, Any] = {}
-        if settings.nats_user and settings.nats_password:
-            options["security"] = SASLPlaintext(
-                username=settings.nats_user, password=settings.nats_password.get_secret_value()
-            )
+        if (login := bus_login(settings)) is not None:
+            options["security"] = SASLPlaintext(username=login[0], password=login[1])
+
+        denials = Denials(settings.nats_user or name)
 
         async def on_error(error: Exception) -> None:
-            log.warning("bus: %s", error or type(error).__name__)
+            if not denials.hear(error):
+                log.warning("bus: %s", error or type(error).__name__)
 
         broker = NatsBroker(
             [url.strip() for url in settings.nats_url.split(",")],
@@ -116,7 +121,14 @@ class Bus:
             **options,
         )
         await broker.connect()
-        return cls(broker, broker.connection, settings, name)
+        client = broker.connection
+        asking = client.request
+
+        async def request(subject: str, *given: Any, **named: Any) -> Msg:
+            return await denials.watch(subject, asking(subject, *given, **named))
+
+        client.request = request  # type: ignore[method-assign]
+        return cls(broker, client, settings, name, denials)
 
     @property
     def lost(self) -> str | None:
@@ -138,14 +150,16 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away, PermanentError where the event is too large for it.
+        RetryableError when the bus stays away, PermanentError where the event is too large for it, Denied where this
+        user may not.
         """
         subject, body, headers = subject_for(event), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
 
-    async def publish_dead_letter(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
-        """Store a dead letter under the id in its headers."""
-        return await self._publish(topology.DEAD_LETTER_PREFIX + subject, body, topology.DEAD_LETTERS, headers)
+    async def publish_dead_letter(self, consumer: str, subject: str, body: bytes, headers: dict[str, str]) -> bool:
+        """Store a dead letter of this consumer under the id in its headers."""
+        where = f"{topology.DEAD_LETTER_PREFIX}{consumer}.{subject}"
+        return await self._publish(where, body, topology.DEAD_LETTERS, headers)
 
     async def republish(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
         """Put a dead letter's body back on its own subject."""
@@ -183,8 +197,13 @@ class Bus:
             else:
                 with _bus_is_there():
                     await self.js.stream_info(f"OBJ_{topology.ARTIFACTS}")
-                self._artifacts = JetStreamArtifacts(self.client, topology.ARTIFACTS)
+                self._artifacts = JetStreamArtifacts(
+                    self.client, topology.ARTIFACTS, self._reader(f"OBJ_{topology.ARTIFACTS}")
+                )
         return self._artifacts
+
+    def _reader(self, stream: str) -> StreamReader:
+        return StreamReader(self.client, stream, self.denials)
 
     async def last_seq(self) -> int:
         """Sequence number of the newest event in the log. RetryableError when the bus stays away."""
@@ -204,7 +223,7 @@ class Bus:
         unless it is followed.
         """
         end = None if follow else await self.last_seq()
-        reader, following, fruitless = StreamReader(self.client, topology.EVENTS), 1, 0
+        reader, following, fruitless = self._reader(topology.EVENTS), 1, 0
         async with self._wake_ups(subjects) if follow else contextlib.nullcontext(WakeUps()) as woken:
             while end is None or following <= end:
                 try:

@@ -17,6 +17,8 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
+from llamaduo.bus.denials import Denials
+
 BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024
 """Of one answer: more than the largest message of the bus."""
@@ -64,8 +66,8 @@ class Incomplete(NatsError):
 class StreamReader:
     """Reads one stream of the bus, which must allow direct gets (`topology.bootstrap` sees to that)."""
 
-    def __init__(self, client: Client, stream: str) -> None:
-        self._client, self._stream = client, stream
+    def __init__(self, client: Client, stream: str, denials: Denials) -> None:
+        self._client, self._stream, self._denials = client, stream, denials
 
     async def last_seq(self) -> int:
         """Sequence number of the newest message. Errors of the client pass through."""
@@ -75,7 +77,7 @@ class StreamReader:
         """What is stored from sequence number `start` on, in order, as much as comes at once, and where to go on.
 
         That is `start` again at the end of the stream. NotFoundError where there is no such stream, or none that
-        can be read like this; other errors of the client where the bus stays away.
+        can be read like this, Denied where this user may not; other errors of the client where the bus stays away.
         """
         if subjects is None:
             found, _ = await self.batch(start)
@@ -94,11 +96,15 @@ class StreamReader:
         asked: dict[str, object] = {"seq": start, "batch": most, "max_bytes": BATCH_BYTES}
         if subject is not None:
             asked["next_by_subj"] = subject
+        where = f"$JS.API.DIRECT.GET.{self._stream}"
+        return await self._denials.watch(where, self._answer(where, json.dumps(asked).encode()))
+
+    async def _answer(self, where: str, asked: bytes) -> tuple[list[Stored], bool]:
         inbox = self._client.new_inbox()
         sub = await self._client.subscribe(inbox)
         found: list[Stored] = []
         try:
-            await self._client.publish(f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(asked).encode(), reply=inbox)
+            await self._client.publish(where, asked, reply=inbox)
             while True:
                 message = await sub.next_msg(timeout=PATIENCE_S)
                 headers = message.headers or {}
