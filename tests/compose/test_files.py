@@ -17,7 +17,7 @@ from deploy.make_env import completed
 from deploy.make_env import main as make_env
 from deploy.nats import users
 from deploy.requirements_of import requirements
-from llamaduo.bus import topology
+from llamaduo.bus import rights
 from tests.support import ROOT, nats_binary
 
 BIN = Path(sys.executable).parent
@@ -118,7 +118,8 @@ def test_light_images_hold_no_ml_library() -> None:
 
 
 def test_the_file_of_users_follows_the_topology() -> None:
-    assert users.TARGET.read_text() == users.render(), "run: python -m deploy.nats.users"
+    present = users.TARGET.read_text()
+    assert present == users.render(users.others_in(present)), "run: python -m deploy.nats.users"
 
 
 def test_the_server_reads_its_configuration(env_file: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_server_reads_its_configuration(env_file: Path) -> None:
 
 def test_every_user_is_somebody_with_a_password_of_its_own(services: dict[str, Any]) -> None:
     server = services["nats"]["environment"]
-    of_users = {users.password_variable(user): user for user in [*users.services(), users.OPERATOR]}
+    of_users = {users.password_variable(user): user for user in [*rights.users(), rights.OPERATOR]}
     assert set(server) == set(of_users)
     assert len(set(server.values())) == len(server)
     used = {}
@@ -145,15 +146,20 @@ def test_every_user_is_somebody_with_a_password_of_its_own(services: dict[str, A
     assert set(used) == set(of_users.values())
 
 
-def test_a_user_publishes_what_its_contract_says() -> None:
-    for user, (events, durables) in users.services().items():
-        allowed, denied, inboxes = users.permissions(user)
-        contract = topology.contract_of(user)
-        assert {e.model_fields["type"].default for e in contract.publishes} <= set(allowed), user
-        assert events and ">" not in allowed and "*" not in allowed
-        for durable in durables:
-            assert f"$JS.ACK.EVENTS.{durable}.>" not in denied
-        assert inboxes == [f"_INBOX_{user}.>"]
+def test_somebody_elses_evaluator_gets_a_user_and_keeps_it(tmp_path: Path) -> None:
+    target = tmp_path / "users.conf"
+    users.main(target, ["--evaluator", "calm"])
+    users.main(target, ["--evaluator", "pairwise"])
+    users.main(target, [])
+    text = target.read_text()
+    assert users.others_in(text) == {"calm": False, "pairwise": True}
+    assert "user: evaluator-calm\n      password: $NATS_PASSWORD_EVALUATOR_CALM\n" in text
+    users.main(target, ["--remove", "calm"])
+    users.main(target, ["--remove", "pairwise"])
+    assert target.read_text() == users.render()
+    for wrong in (["--evaluator", "Not A Name"], ["--evaluator", "exact-match"], ["--remove", "calm"]):
+        with pytest.raises(SystemExit):
+            users.main(target, wrong)
 
 
 def test_only_those_who_need_it_reach_the_outside(services: dict[str, Any]) -> None:

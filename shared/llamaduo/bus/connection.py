@@ -18,18 +18,18 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy as ConsumerAck
-from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
+from llamaduo.bus.denials import Denials
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
+from llamaduo.bus.reading import StreamReader, WakeUps
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
-from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
-from llamaduo.settings import BusSettings
+from llamaduo.events import AnyEvent, Event, encode_event, event_of, subject_for
+from llamaduo.settings import BusSettings, bus_login
 
 log = logging.getLogger(__name__)
 
@@ -76,44 +76,14 @@ def _bus_is_there() -> Iterator[None]:
         raise RetryableError(f"the bus does not answer: {type(error).__name__}", delay=5) from error
 
 
-@dataclass
-class _Reader:
-    """A consumer that acks nothing, and how much of what it was sent has arrived here.
-
-    What the server wrote to a connection that was breaking is gone, and the server does not send it again. But it
-    numbers what it sends to a consumer, without gaps whatever the filter, so a loss is seen.
-    """
-
-    sub: JetStreamContext.PullSubscription
-    taken: int = 0
-
-    def takes(self, message: Msg) -> bool:
-        """Whether this is the next message; False where one before it was lost."""
-        self.taken += 1
-        return bool(message.metadata.sequence.consumer == self.taken)
-
-    async def pending(self) -> int | None:
-        """How many messages are still to be sent. None where the consumer is gone, or what it sent got lost."""
-        try:
-            info = await self.sub.consumer_info()
-        except (TimeoutError, NatsError):
-            return None
-        sent = info.delivered.consumer_seq if info.delivered is not None else 0
-        return info.num_pending if sent == self.taken else None
-
-
-async def _drop(reader: _Reader | None) -> None:
-    """Give up a reader; the server forgets its consumer after a while."""
-    if reader is not None:
-        with contextlib.suppress(Exception):
-            await reader.sub.unsubscribe()
-
-
 class Bus:
     """A connected client; made by `Bus.connect`."""
 
-    def __init__(self, broker: NatsBroker, client: Client, settings: BusSettings, name: str) -> None:
+    def __init__(
+        self, broker: NatsBroker, client: Client, settings: BusSettings, name: str, denials: Denials
+    ) -> None:
         self.broker, self.client, self.settings, self.name = broker, client, settings, name
+        self.denials = denials
         self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
         self.inbox_prefix = inbox_prefix_of(name)
         self._buckets: dict[str, KeyValue] = {}
@@ -125,13 +95,14 @@ class Bus:
     ) -> Bus:
         """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
         options: dict[str, Any] = {}
-        if settings.nats_user and settings.nats_password:
-            options["security"] = SASLPlaintext(
-                username=settings.nats_user, password=settings.nats_password.get_secret_value()
-            )
+        if (login := bus_login(settings)) is not None:
+            options["security"] = SASLPlaintext(username=login[0], password=login[1])
+
+        denials = Denials(settings.nats_user or name)
 
         async def on_error(error: Exception) -> None:
-            log.warning("bus: %s", error or type(error).__name__)
+            if not denials.hear(error):
+                log.warning("bus: %s", error or type(error).__name__)
 
         broker = NatsBroker(
             [url.strip() for url in settings.nats_url.split(",")],
@@ -150,7 +121,14 @@ class Bus:
             **options,
         )
         await broker.connect()
-        return cls(broker, broker.connection, settings, name)
+        client = broker.connection
+        asking = client.request
+
+        async def request(subject: str, *given: Any, **named: Any) -> Msg:
+            return await denials.watch(subject, asking(subject, *given, **named))
+
+        client.request = request  # type: ignore[method-assign]
+        return cls(broker, client, settings, name, denials)
 
     @property
     def lost(self) -> str | None:
@@ -172,14 +150,16 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away, PermanentError where the event is too large for it.
+        RetryableError when the bus stays away, PermanentError where the event is too large for it, Denied where this
+        user may not.
         """
-        subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
+        subject, body, headers = subject_for(event), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
 
-    async def publish_dead_letter(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
-        """Store a dead letter under the id in its headers."""
-        return await self._publish(topology.DEAD_LETTER_PREFIX + subject, body, topology.DEAD_LETTERS, headers)
+    async def publish_dead_letter(self, consumer: str, subject: str, body: bytes, headers: dict[str, str]) -> bool:
+        """Store a dead letter of this consumer under the id in its headers."""
+        where = f"{topology.DEAD_LETTER_PREFIX}{consumer}.{subject}"
+        return await self._publish(where, body, topology.DEAD_LETTERS, headers)
 
     async def republish(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
         """Put a dead letter's body back on its own subject."""
@@ -216,9 +196,14 @@ class Bus:
                 self._artifacts = ObjectStoreArtifacts(self.settings.artifacts_url)
             else:
                 with _bus_is_there():
-                    bucket = await self.js.object_store(topology.ARTIFACTS)
-                self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
+                    await self.js.stream_info(f"OBJ_{topology.ARTIFACTS}")
+                self._artifacts = JetStreamArtifacts(
+                    self.client, topology.ARTIFACTS, self._reader(f"OBJ_{topology.ARTIFACTS}")
+                )
         return self._artifacts
+
+    def _reader(self, stream: str) -> StreamReader:
+        return StreamReader(self.client, stream, self.denials)
 
     async def last_seq(self) -> int:
         """Sequence number of the newest event in the log. RetryableError when the bus stays away."""
@@ -234,61 +219,54 @@ class Bus:
         """Replay the log from its start; with `follow` for ever, else up to its present end.
 
         Survives server restarts: it keeps its own place and asks again from there. Foreign messages are skipped.
-        `drained` is set once everything that was there has been taken.
+        `drained` is set once everything that was there has been taken. RetryableError where the log is not there,
+        unless it is followed.
         """
         end = None if follow else await self.last_seq()
-        following = 1
-        reader: _Reader | None = None
-        try:
+        reader, following, fruitless = self._reader(topology.EVENTS), 1, 0
+        async with self._wake_ups(subjects) if follow else contextlib.nullcontext(WakeUps()) as woken:
             while end is None or following <= end:
                 try:
-                    if reader is None:
-                        reader, waiting = await self._reader(subjects, following)
-                        if waiting == 0 and drained is not None:
-                            drained.set()
-                    messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
-                except TimeoutError:
-                    pending = await reader.pending() if reader is not None else None
-                    if pending == 0 and end is not None:
-                        return
-                    if pending is None:
-                        await _drop(reader)
-                        reader = None
-                    continue
-                except NatsError:
-                    await _drop(reader)
-                    reader = None
+                    messages, following_next = await reader.read(following, subjects or None)
+                    fruitless = 0
+                except (TimeoutError, NatsError) as error:
+                    fruitless = fruitless + 1 if isinstance(error, NotFoundError) else 0
+                    if end is not None and fruitless >= PUBLISH_TRIES:
+                        raise RetryableError("the log cannot be read: run `llamaduo bootstrap`", delay=10) from error
                     await asyncio.sleep(0.3)
                     continue
-                for message in messages:
-                    if not reader.takes(message):
-                        await _drop(reader)
-                        reader = None
-                        break
-                    seq = message.metadata.sequence.stream
-                    following = seq + 1
-                    try:
-                        yield Logged(parse_event(message.data), seq)
-                    except BadEvent:
-                        log.debug("skipping message %d of the log: no event of this contract", seq)
-                    if drained is not None and message.metadata.num_pending == 0:
+                if following_next == following:
+                    if drained is not None:
                         drained.set()
-        finally:
-            await _drop(reader)
+                    if end is not None:
+                        return
+                    await woken.wait()
+                    continue
+                for message in messages:
+                    try:
+                        yield Logged(event_of(message.subject, message.body), message.seq)
+                    except BadEvent:
+                        log.debug("skipping message %d of the log: no event of this contract", message.seq)
+                following = following_next
 
-    async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
-        """A reader of the log from `start` on, and how many messages there are for it now."""
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=start,
-            ack_policy=ConsumerAck.NONE,
-            filter_subjects=sorted(subjects) if subjects else None,
-            inactive_threshold=60,
-            mem_storage=True,
-        )
-        info = await self.js.add_consumer(topology.EVENTS, config)
-        sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
-        return _Reader(sub), info.num_pending or 0
+    @contextlib.asynccontextmanager
+    async def _wake_ups(self, subjects: Sequence[str] | None) -> AsyncIterator[WakeUps]:
+        """Told of whatever is published on these subjects, all of the log by default."""
+        woken = WakeUps(topology.TIMINGS[self.settings.profile].fetch)
+
+        async def take(_: Msg) -> None:
+            woken.wake()
+
+        heard = []
+        try:
+            for subject in subjects or topology.log_subjects():
+                with contextlib.suppress(NatsError):  # without it the reader looks by the clock
+                    heard.append(await self.client.subscribe(subject, cb=take))
+            yield woken
+        finally:
+            for sub in heard:
+                with contextlib.suppress(Exception):
+                    await sub.unsubscribe()
 
     async def progress(self, payload: Progress) -> None:
         """Tell who listens how far work is; lost if nobody does."""

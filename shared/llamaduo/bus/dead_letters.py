@@ -67,7 +67,7 @@ async def bury(
         "llamaduo-attempts": str(tries),
         "llamaduo-seq": str(meta.sequence.stream),
     }
-    await bus.publish_dead_letter(message.subject, message.data, headers)
+    await bus.publish_dead_letter(meta.consumer, message.subject, message.data, headers)
     failed = WorkFailed(
         migration=event.migration if event else given.get("llamaduo-migration", "unknown"),
         consumer=meta.consumer,

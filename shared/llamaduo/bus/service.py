@@ -246,11 +246,13 @@ class Service:
             elif info.config.max_deliver not in (-1, None) or info.config.ack_wait != wanted.ack_wait:
                 problems.append(f"durable {durable.name} has other settings: run `llamaduo bootstrap`")
         try:
+            if not (await bus.js.stream_info(topology.EVENTS)).config.allow_direct:
+                problems.append("the log is that of an older release: run `llamaduo bootstrap`")
             await bus.bucket("work")
         except NotFoundError:
             problems.append("bucket work does not exist: run `llamaduo bootstrap`")
-        except RetryableError as error:
-            return [str(error)]
+        except (RetryableError, NatsError, TimeoutError) as error:
+            return [f"the bus does not answer: {describe(error)}"]
         return problems
 
     async def _watch(self, bus: Bus, mirror: Mirror) -> None:
@@ -264,6 +266,7 @@ class Service:
             if mirror.failed:
                 raise RuntimeError("the reader of the log died")
             problems += [p for check in self._ready_checks if (p := check()) is not None]
+            problems += [bus.denials.recent] if bus.denials.recent else []
             self._problems = problems
             await asyncio.sleep(self.timing.tick)
 

@@ -45,6 +45,7 @@ from llamaduo.events import (
     RollbackRequested,
     WorkWithdrawn,
     encode_event,
+    event_of,
     parse_event,
 )
 from llamaduo.migrations.fold import MigrationView
@@ -184,7 +185,7 @@ class Message:
         """From bytes to ack, nack or dead letter."""
         desk = self.desk
         try:
-            event = parse_event(self.raw.data)
+            event = event_of(self.raw.subject, self.raw.data)
         except BadEvent as error:
             await self._dead_letter(None, str(error), 1)
             return
