@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 import obstore
 import obstore.exceptions
@@ -166,8 +167,10 @@ class JetStreamArtifacts:
                     file.write(message.data)
                     written += len(message.data)
         finally:
+            # Left alone it would live for a minute, and a stream has room for so many.
             with contextlib.suppress(Exception):
                 await sub.unsubscribe()
+                await self._js.delete_consumer(stream, consumer.name)
 
 
 class ObjectStoreArtifacts:
@@ -177,42 +180,52 @@ class ObjectStoreArtifacts:
         self._url = url.rstrip("/")
         try:
             if url.startswith("file://"):
-                Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-            self._store = obstore.store.from_url(self._url)
+                Path(unquote(url.removeprefix("file://"))).mkdir(parents=True, exist_ok=True)
+            self.store = obstore.store.from_url(self._url)
         except OSError as error:
             raise UserInputError(f"{self._url}: {os_words(error)}", field=ARTIFACTS_VARIABLE) from error
         except (obstore.exceptions.BaseError, ValueError) as error:
             why = str(error).partition("\n")[0]  # the rest is the library's own inside
             raise UserInputError(why, field=ARTIFACTS_VARIABLE, hint="e.g. file:///folder or s3://bucket") from error
 
+    def named(self, sha256: str, size: int, media_type: str) -> ArtifactRef:
+        """The reference that bytes of this digest have here, whether they are there or not."""
+        return ArtifactRef(uri=f"{self._url}/{_name(sha256)}", sha256=sha256, size=size, media_type=media_type)
+
+    async def holds(self, sha256: str, size: int) -> bool:
+        """Whether an artifact of that name and size is there. RetryableError where the store cannot be reached."""
+        try:
+            return bool((await obstore.head_async(self.store, _name(sha256)))["size"] == size)
+        except FileNotFoundError:
+            return False
+        except obstore.exceptions.BaseError as error:
+            raise _unreachable(self._url, error) from error
+
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
-        name = f"{sha256[:2]}/{sha256}"
-        ref = ArtifactRef(uri=f"{self._url}/{name}", sha256=sha256, size=size, media_type=media_type)
-        try:
-            meta = await obstore.head_async(self._store, name)
-            if meta["size"] == size:
-                return ref
-        except FileNotFoundError:
-            pass
-        except obstore.exceptions.BaseError as error:
-            raise _unreachable(self._url, error) from error
-        try:
-            await obstore.put_async(self._store, name, path, chunk_size=8 * 1024 * 1024, max_concurrency=2)
-        except obstore.exceptions.BaseError as error:
-            raise _unreachable(self._url, error) from error
-        return ref
+        if not await self.holds(sha256, size):
+            try:
+                await obstore.put_async(
+                    self.store, _name(sha256), path, chunk_size=8 * 1024 * 1024, max_concurrency=2
+                )
+            except obstore.exceptions.BaseError as error:
+                raise _unreachable(self._url, error) from error
+        return self.named(sha256, size, media_type)
 
     async def fetch(self, ref: ArtifactRef, path: Path) -> None:
         if not ref.uri.startswith(self._url + "/"):
             raise ArtifactCorrupt(f"{ref.uri} is not in {self._url}")
         try:
-            result = await obstore.get_async(self._store, ref.uri.removeprefix(self._url + "/"))
+            result = await obstore.get_async(self.store, ref.uri.removeprefix(self._url + "/"))
             with _checked_write(ref, path) as file:
                 async for chunk in _chunks(result):
                     file.write(chunk)
         except FileNotFoundError as error:
             raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
+
+
+def _name(sha256: str) -> str:
+    return f"{sha256[:2]}/{sha256}"
 
 
 def _unreachable(url: str, error: Exception) -> RetryableError:

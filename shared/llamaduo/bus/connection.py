@@ -18,14 +18,13 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy as ConsumerAck
-from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
+from llamaduo.bus.reading import messages
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
@@ -74,39 +73,6 @@ def _bus_is_there() -> Iterator[None]:
         raise
     except (TimeoutError, NatsError) as error:
         raise RetryableError(f"the bus does not answer: {type(error).__name__}", delay=5) from error
-
-
-@dataclass
-class _Reader:
-    """A consumer that acks nothing, and how much of what it was sent has arrived here.
-
-    What the server wrote to a connection that was breaking is gone, and the server does not send it again. But it
-    numbers what it sends to a consumer, without gaps whatever the filter, so a loss is seen.
-    """
-
-    sub: JetStreamContext.PullSubscription
-    taken: int = 0
-
-    def takes(self, message: Msg) -> bool:
-        """Whether this is the next message; False where one before it was lost."""
-        self.taken += 1
-        return bool(message.metadata.sequence.consumer == self.taken)
-
-    async def pending(self) -> int | None:
-        """How many messages are still to be sent. None where the consumer is gone, or what it sent got lost."""
-        try:
-            info = await self.sub.consumer_info()
-        except (TimeoutError, NatsError):
-            return None
-        sent = info.delivered.consumer_seq if info.delivered is not None else 0
-        return info.num_pending if sent == self.taken else None
-
-
-async def _drop(reader: _Reader | None) -> None:
-    """Give up a reader; the server forgets its consumer after a while."""
-    if reader is not None:
-        with contextlib.suppress(Exception):
-            await reader.sub.unsubscribe()
 
 
 class Bus:
@@ -237,58 +203,26 @@ class Bus:
         `drained` is set once everything that was there has been taken.
         """
         end = None if follow else await self.last_seq()
-        following = 1
-        reader: _Reader | None = None
-        try:
-            while end is None or following <= end:
-                try:
-                    if reader is None:
-                        reader, waiting = await self._reader(subjects, following)
-                        if waiting == 0 and drained is not None:
-                            drained.set()
-                    messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
-                except TimeoutError:
-                    pending = await reader.pending() if reader is not None else None
-                    if pending == 0 and end is not None:
+        if end == 0:
+            return
+        reading = messages(self.js, topology.EVENTS, subjects, patience=1 if end is not None else 5)
+        async with contextlib.aclosing(reading):
+            async for message in reading:
+                if message is None:
+                    if end is not None:
                         return
-                    if pending is None:
-                        await _drop(reader)
-                        reader = None
-                    continue
-                except NatsError:
-                    await _drop(reader)
-                    reader = None
-                    await asyncio.sleep(0.3)
-                    continue
-                for message in messages:
-                    if not reader.takes(message):
-                        await _drop(reader)
-                        reader = None
-                        break
-                    seq = message.metadata.sequence.stream
-                    following = seq + 1
-                    try:
-                        yield Logged(parse_event(message.data), seq)
-                    except BadEvent:
-                        log.debug("skipping message %d of the log: no event of this contract", seq)
-                    if drained is not None and message.metadata.num_pending == 0:
+                    if drained is not None:
                         drained.set()
-        finally:
-            await _drop(reader)
-
-    async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
-        """A reader of the log from `start` on, and how many messages there are for it now."""
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=start,
-            ack_policy=ConsumerAck.NONE,
-            filter_subjects=sorted(subjects) if subjects else None,
-            inactive_threshold=60,
-            mem_storage=True,
-        )
-        info = await self.js.add_consumer(topology.EVENTS, config)
-        sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
-        return _Reader(sub), info.num_pending or 0
+                    continue
+                seq = message.metadata.sequence.stream
+                if end is not None and seq > end:
+                    return
+                try:
+                    yield Logged(parse_event(message.data), seq)
+                except BadEvent:
+                    log.debug("skipping message %d of the log: no event of this contract", seq)
+                if seq == end:
+                    return
 
     async def progress(self, payload: Progress) -> None:
         """Tell who listens how far work is; lost if nobody does."""
