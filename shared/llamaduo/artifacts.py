@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
@@ -97,29 +97,32 @@ def _checked_write(ref: ArtifactRef, path: Path) -> Iterator[BufferedWriter]:
         temp.unlink(missing_ok=True)
 
 
+class Stored(Protocol):
+    """Does a write to the bus until it is taken, and raises what `Room.stored` does."""
+
+    def __call__(self, what: str, write: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
+
+
 class JetStreamArtifacts:
     """Artifacts in a JetStream object store bucket, named by digest."""
 
-    def __init__(self, js: JetStreamContext, bucket: ObjectStore, name: str) -> None:
-        self._js, self._bucket, self._name = js, bucket, name
+    def __init__(self, js: JetStreamContext, bucket: ObjectStore, name: str, stored: Stored) -> None:
+        """`stored` does a write until the bus has it."""
+        self._js, self._bucket, self._name, self._stored = js, bucket, name, stored
 
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
         ref = ArtifactRef(uri=f"obj:{sha256}", sha256=sha256, size=size, media_type=media_type)
-        for attempt in range(TRIES):
-            try:
-                if await self._has(sha256, size):
-                    return ref
+
+        async def put() -> None:
+            if not await self._has(sha256, size):
                 options = ObjectMetaOptions(max_chunk_size=CHUNK)
                 with path.open("rb") as file:
                     async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                         await self._bucket.put(sha256, file, meta=ObjectMeta(options=options))
-                return ref
-            except (TimeoutError, NatsError, APIError) as error:
-                if attempt == TRIES - 1:
-                    raise RetryableError(f"storing {ref.uri} failed: {type(error).__name__}") from error
-                await asyncio.sleep(0.3 * 2**attempt)
-        raise AssertionError("unreachable")
+
+        await self._stored(ref.uri, put)
+        return ref
 
     async def _has(self, name: str, size: int) -> bool:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,14 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.reading import messages
+from llamaduo.bus.room import Room
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
@@ -33,7 +33,7 @@ from llamaduo.settings import BusSettings
 log = logging.getLogger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
-PUBLISH_TRIES = 20
+ANSWER_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,30 @@ def _bus_is_there() -> Iterator[None]:
 class Bus:
     """A connected client; made by `Bus.connect`."""
 
-    def __init__(self, broker: NatsBroker, client: Client, settings: BusSettings, name: str) -> None:
+    def __init__(
+        self, broker: NatsBroker, client: Client, settings: BusSettings, name: str, *, patient: bool = False
+    ) -> None:
         self.broker, self.client, self.settings, self.name = broker, client, settings, name
         self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        self.room = Room(self._answers, patient=patient)
         self.inbox_prefix = inbox_prefix_of(name)
         self._buckets: dict[str, KeyValue] = {}
         self._artifacts: ArtifactStore | None = None
 
     @classmethod
     async def connect(
-        cls, settings: BusSettings, name: str, *, middlewares: Sequence[Any] = (), wait: bool = True
+        cls,
+        settings: BusSettings,
+        name: str,
+        *,
+        middlewares: Sequence[Any] = (),
+        wait: bool = True,
+        patient: bool = False,
     ) -> Bus:
-        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
+        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through.
+
+        `patient`: what is written waits while the bus is full, instead of raising BusFull.
+        """
         options: dict[str, Any] = {}
         if settings.nats_user and settings.nats_password:
             options["security"] = SASLPlaintext(
@@ -116,7 +128,7 @@ class Bus:
             **options,
         )
         await broker.connect()
-        return cls(broker, broker.connection, settings, name)
+        return cls(broker, broker.connection, settings, name, patient=patient)
 
     @property
     def lost(self) -> str | None:
@@ -138,7 +150,8 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away, PermanentError where the event is too large for it.
+        RetryableError when the bus stays away, BusFull when it is full and this client is not patient, PermanentError
+        where the event is too large for it.
         """
         subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
@@ -152,18 +165,20 @@ class Bus:
         return await self._publish(subject, body, topology.EVENTS, headers)
 
     async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
-        for attempt in range(PUBLISH_TRIES):
+        async def send() -> bool:
             try:
                 ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
-                return not ack.duplicate
             except MaxPayloadError as error:
                 raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
-            except (OSError, NatsError) as error:  # a TimeoutError is an OSError
-                if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
-                    raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
-                log.warning("publishing %s failed (%s), trying again", subject, type(error).__name__)
-                await asyncio.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
-        raise RetryableError(f"the bus did not take {subject} in {PUBLISH_TRIES} tries", delay=10)
+            return not ack.duplicate
+
+        return await self.room.stored(subject, send)
+
+    async def _answers(self) -> bool:
+        with contextlib.suppress(TimeoutError, NatsError):
+            await self.js.stream_info(topology.EVENTS)
+            return True
+        return False
 
     async def bucket(self, name: topology.Bucket) -> KeyValue:
         """One of the key-value buckets of the topology.
@@ -183,12 +198,12 @@ class Bus:
             else:
                 with _bus_is_there():
                     bucket = await self.js.object_store(topology.ARTIFACTS)
-                self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
+                self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS, self.room.stored)
         return self._artifacts
 
     async def last_seq(self) -> int:
         """Sequence number of the newest event in the log. RetryableError when the bus stays away."""
-        for _ in range(PUBLISH_TRIES):
+        for _ in range(ANSWER_TRIES):
             with contextlib.suppress(TimeoutError, NatsError):
                 return (await self.js.stream_info(topology.EVENTS)).state.last_seq
             await asyncio.sleep(0.3)

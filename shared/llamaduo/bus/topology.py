@@ -253,8 +253,11 @@ def consumer_config(durable: Durable, timing: Timing, deliver: DeliverPolicy = D
     )
 
 
-async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int = -1) -> None:
-    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile."""
+async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int | None = None) -> None:
+    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile.
+
+    `max_bytes`: the log's limit, -1 for none; None leaves it as it is.
+    """
     if profile not in TIMINGS:
         raise ValueError(f"unknown profile {profile!r}")
     await make_stores(js, max_bytes=max_bytes)
@@ -263,8 +266,10 @@ async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes
             await ensure_durable(js, durable, profile)
 
 
-async def make_stores(js: JetStreamContext, *, max_bytes: int = -1) -> None:
+async def make_stores(js: JetStreamContext, *, max_bytes: int | None = None) -> None:
     """Create or update what keeps things: streams, buckets and the artifact store."""
+    if max_bytes is None:
+        max_bytes = await _limit_of_log(js)
     for stream in (event_stream(max_bytes), dead_letter_stream()):
         await _ensure_stream(js, stream)
     for bucket in BUCKETS:
@@ -281,6 +286,13 @@ async def make_artifact_store(js: JetStreamContext) -> None:
         await js.object_store(ARTIFACTS)
     except NotFoundError:
         await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
+
+
+async def _limit_of_log(js: JetStreamContext) -> int:
+    try:
+        return (await js.stream_info(EVENTS)).config.max_bytes or -1
+    except NotFoundError:
+        return -1
 
 
 async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
