@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BufferedWriter
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 from uuid import uuid4
 
 import obstore
@@ -99,28 +100,32 @@ def _checked_write(ref: ArtifactRef, path: Path) -> Iterator[BufferedWriter]:
         temp.unlink(missing_ok=True)
 
 
+class Stored(Protocol):
+    """Does a write to the bus until it is taken, and raises what `Room.stored` does."""
+
+    def __call__(self, what: str, write: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
+
+
 class JetStreamArtifacts:
     """Artifacts in a JetStream object store bucket, named by digest."""
 
-    def __init__(self, client: Client, bucket: str, reader: StreamReader) -> None:
+    def __init__(self, client: Client, bucket: str, reader: StreamReader, stored: Stored) -> None:
+        """`stored` does a write until the bus has it."""
         self._bucket, self._stream = bucket, f"OBJ_{bucket}"
         self._js = client.jetstream(timeout=CHUNK_TIMEOUT_S)
-        self._reader = reader
+        self._reader, self._stored = reader, stored
 
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
         ref = ArtifactRef(uri=f"obj:{sha256}", sha256=sha256, size=size, media_type=media_type)
-        for attempt in range(TRIES):
-            try:
-                if not await self._has(sha256, size):
-                    async with asyncio.timeout(TRANSFER_TIMEOUT_S):
-                        await self._put(sha256, path)
-                return ref
-            except (TimeoutError, NatsError, APIError) as error:
-                if attempt == TRIES - 1:
-                    raise RetryableError(f"storing {ref.uri} failed: {type(error).__name__}") from error
-                await asyncio.sleep(0.3 * 2**attempt)
-        raise AssertionError("unreachable")
+
+        async def put() -> None:
+            if not await self._has(sha256, size):
+                async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                    await self._put(sha256, path)
+
+        await self._stored(ref.uri, put)
+        return ref
 
     async def _put(self, name: str, path: Path) -> None:
         """Chunks, then the object's description.
@@ -191,42 +196,52 @@ class ObjectStoreArtifacts:
         self._url = url.rstrip("/")
         try:
             if url.startswith("file://"):
-                Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-            self._store = obstore.store.from_url(self._url)
+                Path(unquote(url.removeprefix("file://"))).mkdir(parents=True, exist_ok=True)
+            self.store = obstore.store.from_url(self._url)
         except OSError as error:
             raise UserInputError(f"{self._url}: {os_words(error)}", field=ARTIFACTS_VARIABLE) from error
         except (obstore.exceptions.BaseError, ValueError) as error:
             why = str(error).partition("\n")[0]  # the rest is the library's own inside
             raise UserInputError(why, field=ARTIFACTS_VARIABLE, hint="e.g. file:///folder or s3://bucket") from error
 
+    def named(self, sha256: str, size: int, media_type: str) -> ArtifactRef:
+        """The reference that bytes of this digest have here, whether they are there or not."""
+        return ArtifactRef(uri=f"{self._url}/{_name(sha256)}", sha256=sha256, size=size, media_type=media_type)
+
+    async def holds(self, sha256: str, size: int) -> bool:
+        """Whether an artifact of that name and size is there. RetryableError where the store cannot be reached."""
+        try:
+            return bool((await obstore.head_async(self.store, _name(sha256)))["size"] == size)
+        except FileNotFoundError:
+            return False
+        except obstore.exceptions.BaseError as error:
+            raise _unreachable(self._url, error) from error
+
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
-        name = f"{sha256[:2]}/{sha256}"
-        ref = ArtifactRef(uri=f"{self._url}/{name}", sha256=sha256, size=size, media_type=media_type)
-        try:
-            meta = await obstore.head_async(self._store, name)
-            if meta["size"] == size:
-                return ref
-        except FileNotFoundError:
-            pass
-        except obstore.exceptions.BaseError as error:
-            raise _unreachable(self._url, error) from error
-        try:
-            await obstore.put_async(self._store, name, path, chunk_size=8 * 1024 * 1024, max_concurrency=2)
-        except obstore.exceptions.BaseError as error:
-            raise _unreachable(self._url, error) from error
-        return ref
+        if not await self.holds(sha256, size):
+            try:
+                await obstore.put_async(
+                    self.store, _name(sha256), path, chunk_size=8 * 1024 * 1024, max_concurrency=2
+                )
+            except obstore.exceptions.BaseError as error:
+                raise _unreachable(self._url, error) from error
+        return self.named(sha256, size, media_type)
 
     async def fetch(self, ref: ArtifactRef, path: Path) -> None:
         if not ref.uri.startswith(self._url + "/"):
             raise ArtifactCorrupt(f"{ref.uri} is not in {self._url}")
         try:
-            result = await obstore.get_async(self._store, ref.uri.removeprefix(self._url + "/"))
+            result = await obstore.get_async(self.store, ref.uri.removeprefix(self._url + "/"))
             with _checked_write(ref, path) as file:
                 async for chunk in _chunks(result):
                     file.write(chunk)
         except FileNotFoundError as error:
             raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
+
+
+def _name(sha256: str) -> str:
+    return f"{sha256[:2]}/{sha256}"
 
 
 def _unreachable(url: str, error: Exception) -> RetryableError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
@@ -26,6 +25,7 @@ from llamaduo.bus.denials import Denials
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.reading import StreamReader, WakeUps
+from llamaduo.bus.room import Room
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, event_of, subject_for
@@ -34,7 +34,7 @@ from llamaduo.settings import BusSettings, bus_login
 log = logging.getLogger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
-PUBLISH_TRIES = 20
+ANSWER_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,37 @@ class Bus:
     """A connected client; made by `Bus.connect`."""
 
     def __init__(
-        self, broker: NatsBroker, client: Client, settings: BusSettings, name: str, denials: Denials
+        self,
+        broker: NatsBroker,
+        client: Client,
+        settings: BusSettings,
+        name: str,
+        denials: Denials,
+        *,
+        patient: bool = False,
     ) -> None:
         self.broker, self.client, self.settings, self.name = broker, client, settings, name
         self.denials = denials
         self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        self.room = Room(self._answers, patient=patient)
         self.inbox_prefix = inbox_prefix_of(name)
         self._buckets: dict[str, KeyValue] = {}
         self._artifacts: ArtifactStore | None = None
 
     @classmethod
     async def connect(
-        cls, settings: BusSettings, name: str, *, middlewares: Sequence[Any] = (), wait: bool = True
+        cls,
+        settings: BusSettings,
+        name: str,
+        *,
+        middlewares: Sequence[Any] = (),
+        wait: bool = True,
+        patient: bool = False,
     ) -> Bus:
-        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
+        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through.
+
+        `patient`: what is written waits while the bus is full, instead of raising BusFull.
+        """
         options: dict[str, Any] = {}
         if (login := bus_login(settings)) is not None:
             options["security"] = SASLPlaintext(username=login[0], password=login[1])
@@ -128,7 +145,7 @@ class Bus:
             return await denials.watch(subject, asking(subject, *given, **named))
 
         client.request = request  # type: ignore[method-assign]
-        return cls(broker, client, settings, name, denials)
+        return cls(broker, client, settings, name, denials, patient=patient)
 
     @property
     def lost(self) -> str | None:
@@ -150,8 +167,8 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away, PermanentError where the event is too large for it, Denied where this
-        user may not.
+        RetryableError when the bus stays away, BusFull when it is full and this client is not patient, PermanentError
+        where the event is too large for it, Denied where this user may not.
         """
         subject, body, headers = subject_for(event), encode_event(event), headers_of(event)
         return await self._publish(subject, body, topology.EVENTS, headers)
@@ -166,18 +183,20 @@ class Bus:
         return await self._publish(subject, body, topology.EVENTS, headers)
 
     async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
-        for attempt in range(PUBLISH_TRIES):
+        async def send() -> bool:
             try:
                 ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
-                return not ack.duplicate
             except MaxPayloadError as error:
                 raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
-            except (OSError, NatsError) as error:  # a TimeoutError is an OSError
-                if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
-                    raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
-                log.warning("publishing %s failed (%s), trying again", subject, type(error).__name__)
-                await asyncio.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
-        raise RetryableError(f"the bus did not take {subject} in {PUBLISH_TRIES} tries", delay=10)
+            return not ack.duplicate
+
+        return await self.room.stored(subject, send)
+
+    async def _answers(self) -> bool:
+        with contextlib.suppress(TimeoutError, NatsError):
+            await self.js.stream_info(topology.EVENTS)
+            return True
+        return False
 
     async def bucket(self, name: topology.Bucket) -> KeyValue:
         """One of the key-value buckets of the topology.
@@ -198,7 +217,7 @@ class Bus:
                 with _bus_is_there():
                     await self.js.stream_info(f"OBJ_{topology.ARTIFACTS}")
                 self._artifacts = JetStreamArtifacts(
-                    self.client, topology.ARTIFACTS, self._reader(f"OBJ_{topology.ARTIFACTS}")
+                    self.client, topology.ARTIFACTS, self._reader(f"OBJ_{topology.ARTIFACTS}"), self.room.stored
                 )
         return self._artifacts
 
@@ -207,7 +226,7 @@ class Bus:
 
     async def last_seq(self) -> int:
         """Sequence number of the newest event in the log. RetryableError when the bus stays away."""
-        for _ in range(PUBLISH_TRIES):
+        for _ in range(ANSWER_TRIES):
             with contextlib.suppress(TimeoutError, NatsError):
                 return (await self.js.stream_info(topology.EVENTS)).state.last_seq
             await asyncio.sleep(0.3)
@@ -231,7 +250,7 @@ class Bus:
                     fruitless = 0
                 except (TimeoutError, NatsError) as error:
                     fruitless = fruitless + 1 if isinstance(error, NotFoundError) else 0
-                    if end is not None and fruitless >= PUBLISH_TRIES:
+                    if end is not None and fruitless >= ANSWER_TRIES:
                         raise RetryableError("the log cannot be read: run `llamaduo bootstrap`", delay=10) from error
                     await asyncio.sleep(0.3)
                     continue

@@ -116,7 +116,7 @@ class Service:
         def settling(msg: object, *, context: object) -> Settling:
             return Settling(msg, context=context, desk=holder[0])
 
-        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling]))
+        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling], patient=True))
         leaving = asyncio.create_task(self._stop.wait())
         await asyncio.wait({connecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not connecting.done():
@@ -154,6 +154,7 @@ class Service:
             for task in tasks:
                 await ended(task)
             desk.stopping = True
+            bus.room.leave()
             await _stop_fetching(bus)
             await desk.hand_back()
             for close in self._closing:
@@ -263,6 +264,8 @@ class Service:
             gone = gone + 1 if any("does not exist" in p for p in problems) else 0
             if gone >= 3:
                 raise RuntimeError("; ".join(problems))
+            if bus.room.full is not None:
+                problems.append(bus.room.full)
             if mirror.failed:
                 raise RuntimeError("the reader of the log died")
             problems += [p for check in self._ready_checks if (p := check()) is not None]

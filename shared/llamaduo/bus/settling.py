@@ -30,6 +30,7 @@ from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, e
 from llamaduo.errors import (
     BadEvent,
     BudgetExhausted,
+    BusFull,
     LeaseLost,
     NotYet,
     PermanentError,
@@ -167,6 +168,8 @@ class Settling(BaseMiddleware):
             await message.settle(lambda: call_next(msg))
         except asyncio.CancelledError:
             raise
+        except BusFull as error:
+            await message.wait_for_room(error)
         except Exception:
             # Silence means "again after ack_wait": the safe answer to a mistake of our own.
             log.exception("settling a message of %s failed", durable.name)
@@ -202,6 +205,12 @@ class Message:
             await self._leased(event, run)
         else:
             await self._unleased(event, run)
+
+    async def wait_for_room(self, error: BusFull) -> None:
+        """Have it sent again after a pause that grows: nothing could be written down, and no try is counted."""
+        log.error("%s waits: %s", self.durable.name, error)
+        self.desk.bus.room.full = str(error)
+        await self._nack(self._delay(self.raw.metadata.num_delivered))
 
     def _pointless(self, event: AnyEvent) -> bool:
         """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
@@ -242,7 +251,7 @@ class Message:
             log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
             return
         except (HandedBack, asyncio.CancelledError) as error:
-            with contextlib.suppress(LeaseLost, NatsError, TimeoutError):
+            with contextlib.suppress(LeaseLost, NatsError, TimeoutError, BusFull):
                 await lease.release(counted=False)
             await self._nack(0)
             if isinstance(error, asyncio.CancelledError):
@@ -380,7 +389,7 @@ class Message:
 
     def _delay(self, tries: int) -> float:
         timing = self.desk.timing
-        return float(min(timing.retry_most, timing.retry_first * 2 ** (tries - 1)))
+        return float(min(timing.retry_most, timing.retry_first * 2 ** min(tries - 1, 30)))
 
     async def _ack(self) -> None:
         try:

@@ -285,10 +285,23 @@ def consumer_config(durable: Durable, timing: Timing, deliver: DeliverPolicy = D
     )
 
 
-async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int = -1) -> None:
-    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile."""
+async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int | None = None) -> None:
+    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile.
+
+    `max_bytes`: the log's limit, -1 for none; None leaves it as it is.
+    """
     if profile not in TIMINGS:
         raise ValueError(f"unknown profile {profile!r}")
+    await make_stores(js, max_bytes=max_bytes)
+    for contract in SERVICES.values():
+        for durable in contract.durables:
+            await ensure_durable(js, durable, profile)
+
+
+async def make_stores(js: JetStreamContext, *, max_bytes: int | None = None) -> None:
+    """Create or update what keeps things: streams, buckets and the artifact store."""
+    if max_bytes is None:
+        max_bytes = await _limit_of_log(js)
     for stream in (event_stream(max_bytes), dead_letter_stream()):
         await _ensure_stream(js, stream)
     for bucket in BUCKETS:
@@ -296,15 +309,24 @@ async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes
             await js.key_value(bucket)
         except NotFoundError:
             await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE))
+        await _read_directly_and_never_roll_up(js, f"KV_{bucket}")
+    await make_artifact_store(js)
+
+
+async def make_artifact_store(js: JetStreamContext) -> None:
+    """Create the artifact store where it is missing."""
     try:
         await js.object_store(ARTIFACTS)
     except NotFoundError:
         await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
-    for name in (*(f"KV_{bucket}" for bucket in BUCKETS), f"OBJ_{ARTIFACTS}"):
-        await _read_directly_and_never_roll_up(js, name)
-    for contract in SERVICES.values():
-        for durable in contract.durables:
-            await ensure_durable(js, durable, profile)
+    await _read_directly_and_never_roll_up(js, f"OBJ_{ARTIFACTS}")
+
+
+async def _limit_of_log(js: JetStreamContext) -> int:
+    try:
+        return (await js.stream_info(EVENTS)).config.max_bytes or -1
+    except NotFoundError:
+        return -1
 
 
 async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
@@ -328,10 +350,19 @@ async def _read_directly_and_never_roll_up(js: JetStreamContext, stream: str) ->
 
 
 async def ensure_durable(
-    js: JetStreamContext, durable: Durable, profile: str, deliver: DeliverPolicy = DeliverPolicy.ALL
+    js: JetStreamContext,
+    durable: Durable,
+    profile: str,
+    deliver: DeliverPolicy = DeliverPolicy.ALL,
+    *,
+    start: int | None = None,
 ) -> ConsumerInfo:
-    """Create a durable, or bring its settings up to date; where it starts is never changed afterwards."""
+    """Create a durable, or bring its settings up to date; where it starts is never changed afterwards.
+
+    `start`: the sequence number to begin at, with the deliver policy that says so.
+    """
     config = consumer_config(durable, TIMINGS[profile], deliver)
+    config.opt_start_seq = start
     try:
         present = await js.consumer_info(EVENTS, durable.name)
     except NotFoundError:

@@ -188,6 +188,21 @@ async def running(plan: Plan) -> AsyncIterator[System]:
             remove_note(plan.state)
 
 
+@contextlib.asynccontextmanager
+async def own_server(state: Path) -> AsyncIterator[str]:
+    """The state folder's nats-server alone, for a command that needs its data; its URL. The caller holds the folder.
+
+    LlamaDuoError if it does not come up.
+    """
+    port = free_port()
+    system = System(Plan(state), f"nats://127.0.0.1:{port}", Supervisor())
+    try:
+        await _until_server_answers(system, await system.supervisor.start(nats_program(state, port)))
+        yield system.nats_url
+    finally:
+        await _stop(system)
+
+
 async def _stop(system: System) -> None:
     """Services first, while the bus still takes what they hand back; then the emulator; the server last."""
     last = ("emulator", "nats-server")
