@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -196,23 +196,22 @@ def paid(found: Evidence) -> list[str]:
 
 
 def told(found: Evidence) -> list[str]:
-    """The calls that a finished job says it made are the answers the ledger has bought for it."""
-    bought: Counter[str] = Counter()
+    """The calls that a job's events say it made are the answers the ledger has bought for it, and none is left out."""
+    problems: list[str] = []
+    bought = Counter[str]()
     for name, entry in found.buckets.get("ledger", {}).items():
         if isinstance(entry, dict) and entry.get("answer"):
             bought[entry["answer"]["job"]] += 1
             if found.emulator.get(name, {}).get("completed", 0) < 1:
-                return [f"the ledger has an answer to {name} that the emulator never gave"]
-    made: defaultdict[str, int] = defaultdict(int)
+                problems.append(f"the ledger has an answer to {name} that the emulator never gave")
+    made = Counter[str]()
     for key, record in found.buckets.get("work", {}).items():
-        if record["state"] == "done":
-            made[key.rpartition(".")[2]] += sum(
-                json.loads(result).get("calls", {}).get("made", 0) for result in record["results"]
-            )
-    return [
-        f"job {job} says that it made {count} calls, the ledger has {bought[job]} answers for it"
-        for job, count in made.items()
-        if count != bought[job]
+        for result in record["results"] if record["state"] == "done" else []:
+            made[key.rpartition(".")[2]] += json.loads(result).get("calls", {}).get("made", 0)
+    return problems + [
+        f"events say that job {job} made {made[job]} calls, the ledger has {bought[job]} answers for it"
+        for job in sorted(made | bought)
+        if made[job] != bought[job]
     ]
 
 
