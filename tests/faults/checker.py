@@ -196,7 +196,7 @@ def paid(found: Evidence) -> list[str]:
 
 
 def told(found: Evidence) -> list[str]:
-    """The calls that a job's events say it made are the answers the ledger has bought for it, and none is left out."""
+    """The calls that a job's events say it made are the answers the ledger has bought for it; none is left out."""
     problems: list[str] = []
     bought = Counter[str]()
     for name, entry in found.buckets.get("ledger", {}).items():
