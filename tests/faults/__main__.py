@@ -16,8 +16,8 @@ from tests.support import free_port
 
 
 async def _main(seed: int, runs: int, minutes: float, span: float, kinds: list[str]) -> int:
-    port = free_port()
-    for kind, why in left_out().items():
+    port, missing = free_port(), left_out()
+    for kind, why in missing.items():
         print(f"left out: {kind}: {why}")
     with tempfile.TemporaryDirectory(prefix="llamaduo-faults-") as temp:
         calm = await play(Path(temp) / "calm", port, [])
@@ -29,8 +29,8 @@ async def _main(seed: int, runs: int, minutes: float, span: float, kinds: list[s
         for number in range(seed, seed + runs):
             if (time.monotonic() - began) / 60 > minutes:
                 break
-            faults = [fault for fault in schedule(number, span, kinds) if fault.kind not in left_out()]
-            problems = await one(Path(temp) / str(number), port, number, calm, faults)
+            faults = [fault for fault in schedule(number, span, kinds) if fault.kind not in missing]
+            problems = await _one(Path(temp) / str(number), port, number, calm, faults)
             if problems:
                 only = "" if len(kinds) == len(KINDS) else f" --kinds {','.join(kinds)}"
                 print(f"  again: python -m tests.faults --seed {number} --runs 1 --span {span:g}{only}", flush=True)
@@ -40,7 +40,7 @@ async def _main(seed: int, runs: int, minutes: float, span: float, kinds: list[s
     return 1 if failed else 0
 
 
-async def one(folder: Path, port: int, seed: int, calm: Outcome, faults: list[Fault]) -> list[str]:
+async def _one(folder: Path, port: int, seed: int, calm: Outcome, faults: list[Fault]) -> list[str]:
     """Play a seed and print what came of it; what is wrong."""
     try:
         hurt = await play(folder, port, faults)

@@ -128,10 +128,9 @@ async def play(folder: Path, port: int, faults: Sequence[Fault], *, limit: float
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that struck, from and to when (seconds since the epoch)."""
+    """A fault that struck, and when it was over (seconds since the epoch)."""
 
     fault: Fault
-    began: float
     ended: float
 
 
@@ -153,9 +152,8 @@ class Striking:
         async with self.targets[target(fault)]:
             if self.over.is_set():
                 return None
-            began = time.time()
             await STRIKES[fault.kind](self.stage, self.bus, fault)
-            return Struck(fault, began, time.time())
+            return Struck(fault, time.time())
 
 
 async def wait_ready(stage: Stage) -> None:
