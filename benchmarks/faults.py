@@ -163,7 +163,7 @@ def section(result: dict[str, Any]) -> str:
         lines.append(f"| {kind} | {one['struck']} | {took.get('p50', '')} | {took.get('p99', '')} | {took['n']} |")
     lines += [
         "",
-        "Recovery is from the end of a fault to the victim's next event in the log (anybody's where it was nats-server),",
+        "Recovery is from the end of a fault to the victim's next event in the log (of nats-server: to anybody's),",
         "without the time in which it had nothing to do. After the victim's last event there is none to measure.",
         "",
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+from nats.errors import Error as NatsError
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
@@ -116,7 +117,8 @@ async def play(folder: Path, port: int, faults: Sequence[Fault], *, limit: float
             outcome = await _outcome(stage, bus, migration)
         except BaseExceptionGroup as failed:
             first = failed.exceptions[0]
-            raise AssertionError(f"{describe(first)}\nfaults: {told(faults)}\n{stage.logs()}") from first
+            where = await _where(bus)
+            raise AssertionError(f"{describe(first)}\nfaults: {told(faults)}\n{where}\n{stage.logs()}") from first
         finally:
             await bus.close()
         outcome.struck = [struck for strike in strikes if (struck := strike.result()) is not None]
@@ -170,6 +172,28 @@ async def _is_ready(http: aiohttp.ClientSession, port: Path) -> bool:
             return answer.status == 200
     except (OSError, aiohttp.ClientError):
         return False
+
+
+async def _where(bus: Bus) -> str:
+    """How far a run has come that did not end: the newest events, work in hand, what waits at each durable."""
+    try:
+        found = await bus.js.stream_info(topology.EVENTS)
+        lines = []
+        for number in range(max(1, found.state.last_seq - 5), found.state.last_seq + 1):
+            message = await bus.js.get_msg(topology.EVENTS, number)
+            body = json.loads(message.data or b"{}")
+            lines.append(f"event {number}: {body['type']} {body['id'][:12]} by {body['source']} at {message.time}")
+        work = await bus.bucket("work")
+        for key in await work.keys(""):
+            entry = await work.get(key)
+            if entry is not None and b'"state":"done"' not in entry.value:
+                lines.append(f"{key}: {entry.value.decode()[:200]}")
+        for info in await bus.js.consumers_info(topology.EVENTS):
+            if info.num_pending or info.num_ack_pending:
+                lines.append(f"{info.name}: {info.num_pending} wait, {info.num_ack_pending} in hand")
+        return "\n".join(lines)
+    except (NatsError, TimeoutError, OSError) as error:
+        return f"the bus is away: {describe(error)}"
 
 
 async def _until_ended(bus: Bus, migration: str, limit: float) -> MigrationView:
