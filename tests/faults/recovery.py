@@ -14,15 +14,20 @@ from tests.faults.schedule import NATS, Fault
 def seconds_to_recover(found: Evidence, fault: Fault, ended: float) -> float | None:
     """Seconds from the end of a fault to the victim's next event in the log; of anybody's where nats-server was hit.
 
-    Time in which the victim had nothing to do is not counted: it runs from when what the event answers was asked,
-    where that was after the fault. None where the victim had nothing more to say.
+    Time in which the victim had nothing to do is not counted: it runs from when the job of that event was asked,
+    where that was after the fault. The verdict's events are of no job: there it runs from the first event that was
+    not answered, which is rather too early. None where the victim had nothing more to say.
     """
     log = own(found)
     asked = _asked(found, log)
-    for number, message in enumerate(log):
-        if message.at > ended and (fault.victim == NATS or _who(message) == fault.victim):
-            before = log[number - 1].at if number else ended
-            return message.at - max(ended, asked.get(message.body["id"], before))
+    unanswered: float | None = None
+    for message in log:
+        if fault.victim != NATS and _who(message) != fault.victim:
+            unanswered = unanswered or message.at
+        elif message.at > ended:
+            return message.at - max(ended, asked.get(message.body["id"], unanswered or ended))
+        else:
+            unanswered = None
     return None
 
 
@@ -39,10 +44,7 @@ def _who(message: Message) -> str:
 
 
 def _asked(found: Evidence, log: Sequence[Message]) -> dict[str, float]:
-    """When the job was asked that an event came of, by the event's id; for what is no job's result: not there.
-
-    The verdict's events are none: it answers whatever came last.
-    """
+    """When the job was asked that an event came of, by the event's id."""
     times = {message.body["id"]: message.at for message in log}
     asked = {}
     for key, record in found.buckets.get("work", {}).items():

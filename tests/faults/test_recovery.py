@@ -45,10 +45,14 @@ def test_time_without_work_is_not_counted() -> None:
     assert seconds_to_recover(found, KILLED, 10.0) == 1.5
 
 
-def test_what_is_no_jobs_result_answers_what_came_before_it() -> None:
+def test_what_is_no_jobs_result_runs_from_the_first_event_that_was_not_answered() -> None:
     verdict = Fault(1.0, "kill", "verdict", 0.1)
-    found = logged((9, "a", "x/judge"), (20, "b", "x/judge"), (20.5, "c", "verdict/verdict"))
-    assert seconds_to_recover(found, verdict, 10.0) == 0.5
+    late = logged(
+        (9, "a", "verdict/verdict"), (12, "b", "x/judge"), (15, "c", "x/judge"), (15.5, "d", "verdict/verdict")
+    )
+    assert seconds_to_recover(late, verdict, 10.0) == 3.5
+    early = logged((9, "b", "x/judge"), (15, "c", "x/judge"), (15.5, "d", "verdict/verdict"))
+    assert seconds_to_recover(early, verdict, 10.0) == 5.5
 
 
 def test_after_a_fault_of_the_server_anybodys_event_counts_but_the_harness_s_own() -> None:
