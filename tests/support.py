@@ -71,13 +71,19 @@ class NatsServer:
             time.sleep(0.02)
         raise RuntimeError((self.folder / "nats.log").read_text())
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def send(self, number: int) -> None:
+        """A signal to the server; waits for its end where the signal ends it."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(20)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self._process.wait(20)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.send(number)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
+            self.send(signal.SIGCONT)
             self.kill(signal.SIGTERM)
 
 
