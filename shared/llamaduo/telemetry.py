@@ -92,10 +92,15 @@ def note_marks(evaluator: str, marks: Iterable[tuple[str, float | None]]) -> Non
     """Count a shard's marks: (metric, value, or None where it abstained)."""
     SHARDS_MARKED.labels(evaluator, "marked").inc()
     for metric, value in marks:
-        if value is None:
-            ABSTAINED.labels(evaluator, metric).inc()
-        else:
+        ABSTAINED.labels(evaluator, metric).inc(value is None)
+        if value is not None:
             MARKS.labels(evaluator, metric).observe(value)
+
+
+def begin_counting(role: str) -> None:
+    """Say 0 of a role from the start: of what is not said at all, an alert cannot tell that it is missing."""
+    WORK_IN_HAND.labels(role).set(0)
+    DEAD_LETTERS.labels(role).inc(0)
 
 
 def note_disk(folder: Path) -> None:

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Summary
 from prometheus_client.metrics import MetricWrapperBase
 
 import services
+from deploy.metrics import dashboard
 from llamaduo import telemetry
 from llamaduo.event_parts import CallCounts
 from llamaduo.events import EvalFailed, MigrationCancelled, WorkWithdrawn
@@ -191,3 +192,18 @@ def test_the_page_names_every_metric_with_its_labels_and_no_other() -> None:
         metric._name + ("_total" if isinstance(metric, Counter) else ""): set(metric._labelnames)
         for metric in metrics()
     }
+
+
+def test_the_dashboard_is_the_one_of_the_table_and_asks_for_metrics_that_there_are() -> None:
+    assert dashboard.TARGET.read_text("utf-8") == dashboard.render(), "run: python -m deploy.metrics.dashboard"
+    known = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in metrics()}
+    named = {
+        re.sub("_(bucket|sum|count)$", "", name)
+        for row in dashboard.ROWS.values()
+        for panel in row
+        for name in re.findall(r"llamaduo_\w+", panel.expr)
+    }
+    assert named <= known
+    assert known - named <= {"llamaduo_log_messages", "llamaduo_log_limit_bytes"}, "what nobody sees"
+    alerts = set(re.findall(r"llamaduo_\w+", (ROOT / "deploy" / "metrics" / "alerts.yml").read_text("utf-8")))
+    assert alerts <= known

@@ -27,7 +27,14 @@ from llamaduo.errors import LlamaDuoError, RetryableError, describe
 from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, CancelRequested
 from llamaduo.settings import ServiceSettings
-from llamaduo.telemetry import BUS_CONNECTED, CONSUMER_LAG, CONSUMER_UNSETTLED, note_disk, set_up_logging
+from llamaduo.telemetry import (
+    BUS_CONNECTED,
+    CONSUMER_LAG,
+    CONSUMER_UNSETTLED,
+    begin_counting,
+    note_disk,
+    set_up_logging,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +55,8 @@ class Service:
         if unknown:
             raise ValueError(f"{name} has no durable {sorted(unknown)}")
         self._roles = {durable: (known[durable], handler) for durable, (handler, _) in roles.items()}
+        for durable in roles:
+            begin_counting(durable)
         self._copies = {durable: copies for durable, (_, copies) in roles.items()}
         self._opening: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
         self._listeners: list[Callable[[AnyEvent], None]] = []

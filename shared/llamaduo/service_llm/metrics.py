@@ -29,6 +29,8 @@ PERMIT_WAIT = Counter(
 BUDGET_REFUSALS = Counter(
     "llamaduo_service_llm_budget_refusals_total", "Calls not sent because a budget was used up", ["what"]
 )
+for _what in ("money", "calls", "tokens"):
+    BUDGET_REFUSALS.labels(_what)
 CIRCUIT_OPEN = Gauge(
     "llamaduo_service_llm_circuit_open", "1 while nothing is sent to a provider because it fails", ["provider"]
 )
