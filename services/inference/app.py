@@ -29,6 +29,7 @@ from llamaduo.events import (
     ServingRequested,
 )
 from llamaduo.migrations.fold import MigrationView
+from services.inference import metrics
 from services.inference.aliases import base_to_hold
 from services.inference.answering import answers_cut, is_too_long, requests_for, shard_of, shard_rows
 from services.inference.engine import InferenceEngine, served_name
@@ -62,6 +63,7 @@ class Inference:
         assert view.spec is not None
         answered = ResponsesGenerated(**event.place(), responses=None, evaluators=event.evaluators)
         if not view.undecided(event.candidate, event.split):
+            metrics.SHARDS.labels("skipped").inc()
             return [answered.model_copy(update={"skipped": True})]
         store = await work.bus.artifacts()
         rows = shard_of(load_rows(await read_bytes(store, event.rows)), event)
@@ -74,6 +76,7 @@ class Inference:
             began = datetime.now(UTC)
             generations = await engine.generate(requests_for(rows, event, model, view.spec.tool_wording))
             spans.append(WorkSpan(kind="generation", began=began, ended=datetime.now(UTC)))
+        metrics.note_answers(event.candidate.kind, generations)
         body = dump_rows(shard_rows(rows, generations))
         generated = answered.model_copy(
             update={
@@ -208,6 +211,11 @@ class Inference:
             await self.room.give_way("".join(f"it serves alias {name}" for name in list(self.aliases.now)[-1:]))
             await asyncio.sleep(0.25)
 
+    async def engine_metrics(self) -> str:
+        """vLLM's own figures. RetryableError while it cannot be asked."""
+        engine = self.room.engine
+        return "" if engine is None else await engine.metrics()
+
     async def hold(self, under_way: Sequence[MigrationView]) -> None:
         """Have the engine hold the base model that it should while nobody asks for another."""
         if self.settings.accelerator_dir is not None:
@@ -282,5 +290,6 @@ def build(settings: InferenceSettings, make: MakeEngine | None = None) -> Servic
     if settings.accelerator_dir is not None:
         service.in_background(inference.share_accelerator)
     service.ready_when(inference.adapters.problem)
+    service.serves("/metrics/engine", inference.engine_metrics)
     service.on_close(inference.room.close)
     return service

@@ -17,6 +17,7 @@ from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
 from llamaduo.event_parts import Adapter
 from llamaduo.vllm_environment import Device, NoVllm, vllm_device
+from services.inference import metrics
 from services.inference.adapter_check import read_base_shapes
 from services.inference.adapter_store import AdapterStore
 from services.inference.engine import AdapterFiles, EngineNotReady, InferenceEngine
@@ -190,6 +191,7 @@ class EngineRoom:
         engine = await self._make(base_model, rank)
         await engine.start()
         self.engine, self.base, self._rank = engine, base_model, rank
+        metrics.ENGINE_CHANGES.inc()
 
     async def _wait(self, holder: str) -> None:
         self._waits_for = holder

@@ -20,6 +20,7 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
 )
+from services.inference import metrics
 from services.inference.adapter_store import AdapterStore
 from services.inference.aliases import Aliases, Serving
 from services.inference.engine import AdapterFiles, InferenceEngine, served_name
@@ -69,7 +70,8 @@ class ServedAdapters:
         self._to_remove.pop(name, None)
         engine.pin(self.aliases.served)
         async with self._files:
-            await engine.load(await fetch_adapter(store, adapter, name, self._fetched))
+            with metrics.loading():
+                await engine.load(await fetch_adapter(store, adapter, name, self._fetched))
         self._loaded_in[name] = engine
 
     @property
@@ -151,9 +153,12 @@ class ServedAdapters:
 
     def problem(self) -> str | None:
         """What keeps this replica from serving all that it should."""
-        if (down := self.room.problem()) is not None:
-            return down
+        down = self.room.problem()
         missing = [serving for serving in self.aliases.now.values() if not self._is_served(serving)]
+        up = self.room.engine is not None and down is None
+        metrics.note_state(up=up, aliases=len(self.aliases.now), unserved=len(missing))
+        if down is not None:
+            return down
         return "; ".join(self._why_not(serving) for serving in missing) or None
 
     def _why_not(self, serving: Serving) -> str:

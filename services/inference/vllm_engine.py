@@ -125,6 +125,9 @@ class VllmEngine:
     def healthy(self) -> bool:
         return self._ready.is_set() and self._watcher is not None and not self._watcher.done()
 
+    async def metrics(self) -> str:
+        return await self.client_now().metrics()
+
     def pin(self, names: frozenset[str]) -> None:
         """These adapters never make room for another; replaces what was pinned before."""
         self._slots.pinned = names

@@ -25,6 +25,7 @@ from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
 from services.trainer.fake_engine import FakeTrainingEngine
+from services.trainer.metrics import counted, note_adapter
 from services.trainer.previous_adapter import fetch_weights
 from services.trainer.settings import TrainerSettings
 from services.trainer.trl_engine import TrlEngine
@@ -85,7 +86,8 @@ class Trainer:
             await work.progress(event, WAITING, 0, 1, f"held by {holder}")
 
         async with contextlib.nullcontext() if self._accelerator is None else self._accelerator.use(waits):
-            result = await self._engine.train(job, tell)
+            result = await self._engine.train(job, counted(tell))
+        note_adapter(result)
         trained = await announce(data, base, store, job, result, previous)
         return [trained.model_copy(update={"base": number})]
 

@@ -165,6 +165,8 @@ def test_somebody_elses_evaluator_gets_a_user_and_keeps_it(tmp_path: Path) -> No
 def test_only_those_who_need_it_reach_the_outside(services: dict[str, Any]) -> None:
     outside = {name for name, service in services.items() if "outside" in service["networks"]}
     assert outside == {"nats", "synthesizer", "judge", "trainer", "inference", "emulator", "cli"}
+    watching = {name for name, service in services.items() if "watch" in service["networks"]}
+    assert watching == {"prometheus", "grafana"} and set(services["grafana"]["networks"]) == {"watch"}
     for name, service in services.items():
         for port in service.get("ports", []):
             assert port["host_ip"] == "127.0.0.1", f"{name} would be open to the network"

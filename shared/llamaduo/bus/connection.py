@@ -45,6 +45,15 @@ class Logged:
     seq: int
 
 
+@dataclass(frozen=True)
+class StreamSize:
+    """Messages and bytes of a stream, and the bytes at which it refuses more; 0 where it never does."""
+
+    messages: int
+    size: int
+    limit: int
+
+
 def headers_of(event: Event) -> dict[str, str]:
     """CloudEvents attributes, the broker's deduplication id and the trace, as message headers."""
     return {
@@ -223,6 +232,12 @@ class Bus:
 
     def _reader(self, stream: str) -> StreamReader:
         return StreamReader(self.client, stream, self.denials)
+
+    async def stream_size(self, stream: str) -> StreamSize:
+        """How full a stream is. RetryableError when the bus stays away."""
+        with _bus_is_there():
+            info = await self.js.stream_info(stream)
+        return StreamSize(info.state.messages, info.state.bytes, max(0, info.config.max_bytes or 0))
 
     async def last_seq(self) -> int:
         """Sequence number of the newest event in the log. RetryableError when the bus stays away."""

@@ -50,7 +50,7 @@ from llamaduo.events import (
     parse_event,
 )
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.telemetry import JOB_SECONDS, JOBS, WORK_IN_HAND
+from llamaduo.telemetry import DEAD_LETTERS, JOB_SECONDS, JOBS, WORK_IN_HAND, log_lines_about
 
 if TYPE_CHECKING:
     from faststream.message import StreamMessage
@@ -186,12 +186,16 @@ class Message:
 
     async def settle(self, run: Callable[[], Awaitable[list[Event]]]) -> None:
         """From bytes to ack, nack or dead letter."""
-        desk = self.desk
         try:
             event = event_of(self.raw.subject, self.raw.data)
         except BadEvent as error:
             await self._dead_letter(None, str(error), 1)
             return
+        with log_lines_about(migration=event.migration, event=event.id):
+            await self._settle_event(event, run)
+
+    async def _settle_event(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        desk = self.desk
         if desk.stopping:
             await self._put_off(event, LEAVING_PAUSE_S)
             return
@@ -426,3 +430,4 @@ class Message:
             calls=calls,
         )
         await self.raw.term()
+        DEAD_LETTERS.labels(self.durable.name).inc()
