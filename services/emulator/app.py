@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.typedefs import Handler, Middleware
 from pydantic import JsonValue, ValidationError
 
@@ -124,7 +125,11 @@ class _Emulator:
         return said, wire.usage(prompt_tokens, completion_tokens)
 
     async def upload(self, request: web.Request) -> web.Response:
-        form = await request.post()
+        try:
+            form = await request.post()
+        except (BadHttpMessage, ValueError, LookupError, AssertionError):
+            # What a form from strangers can be, aiohttp says in many ways.
+            return _refuse(400, wire.error("The body is no form.", "invalid_request_error"))
         file = form.get("file")
         if form.get("purpose") != "batch" or not isinstance(file, web.FileField):
             return _refuse(400, wire.error("A file with purpose `batch` is asked for.", "invalid_request_error"))
@@ -215,23 +220,20 @@ def make_app(
 ) -> web.Application:
     """The server as an aiohttp application. The caller owns and closes the ledger."""
     emulator = _Emulator(settings, ledger, clock)
-    app = guarded(largest_body=settings.max_body_bytes, further=[_check_key(settings)])
-    app.add_routes(
-        [
-            web.get("/healthz", emulator.health),
-            web.get("/v1/models", emulator.models),
-            web.post("/v1/chat/completions", emulator.chat),
-            web.post("/v1/files", emulator.upload),
-            web.get("/v1/files/{name}/content", emulator.content),
-            web.post("/v1/batches", emulator.create_batch),
-            web.get("/v1/batches", emulator.list_batches),
-            web.get("/v1/batches/{name}", emulator.batch),
-            web.post("/v1/batches/{name}/cancel", emulator.cancel_batch),
-            web.get("/emulator/ledger", emulator.ledger),
-            web.post("/emulator/reset", emulator.reset),
-        ]
-    )
-    return app
+    routes = [
+        web.get("/healthz", emulator.health),
+        web.get("/v1/models", emulator.models),
+        web.post("/v1/chat/completions", emulator.chat),
+        web.post("/v1/files", emulator.upload),
+        web.get("/v1/files/{name}/content", emulator.content),
+        web.post("/v1/batches", emulator.create_batch),
+        web.get("/v1/batches", emulator.list_batches),
+        web.get("/v1/batches/{name}", emulator.batch),
+        web.post("/v1/batches/{name}/cancel", emulator.cancel_batch),
+        web.get("/emulator/ledger", emulator.ledger),
+        web.post("/emulator/reset", emulator.reset),
+    ]
+    return guarded(routes, largest_body=settings.max_body_bytes, further=[_check_key(settings)])
 
 
 async def start(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:

@@ -79,11 +79,12 @@ class Endpoint:
     async def start(self) -> None:
         if self._runner is not None:
             return
-        app = guarded(largest_body=self._largest_body, keys=self._keys)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/v1/models", self._models)
-        for path in _GENERATING:
-            app.router.add_post(path, self._generate)
+        routes = [
+            web.get("/health", self._health),
+            web.get("/v1/models", self._models),
+            *(web.post(path, self._generate) for path in _GENERATING),
+        ]
+        app = guarded(routes, largest_body=self._largest_body, keys=self._keys)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         site = web.TCPSite(runner, self._host, self._port)

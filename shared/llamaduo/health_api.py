@@ -26,6 +26,5 @@ def health_app(name: str, replica: str, problems: Callable[[], Sequence[str]]) -
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    app = guarded(largest_body=LARGEST_BODY)
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    return app
+    routes = [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
+    return guarded(routes, largest_body=LARGEST_BODY)

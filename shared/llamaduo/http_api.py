@@ -5,13 +5,16 @@ Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
 
 from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from llamaduo.api_keys import KeyFile
@@ -32,12 +35,22 @@ class BadBody(ValueError):
 
 
 def guarded(
-    *, largest_body: int, keys: KeyFile | None = None, further: Collection[Middleware] = ()
+    routes: Iterable[web.RouteDef],
+    *,
+    largest_body: int,
+    keys: KeyFile | None = None,
+    further: Collection[Middleware] = (),
 ) -> web.Application:
     """An application that refuses bodies above this many bytes, and callers without a key where there are keys."""
     before = [errors_as_json] if keys is None else [errors_as_json, keys_asked_for(keys)]
     app = web.Application(middlewares=[*before, *further], client_max_size=largest_body)
     app.on_response_prepare.append(_note_answering)
+    logging.getLogger("aiohttp.server").addFilter(_NO_HTTP)
+    for route in routes:
+        own = {**route.kwargs, "expect_handler": _go_on}
+        app.router.add_routes([web.RouteDef(route.method, route.path, route.handler, own)])
+    known = list(app.router.resources())
+    app.router.add_route("*", "/{path:.*}", _none_of(known), expect_handler=_go_on)
     return app
 
 
@@ -120,6 +133,41 @@ async def json_object(request: web.Request) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _none_of(known: Collection[web.AbstractResource]) -> Handler:
+    """What answers for all other paths and methods. aiohttp's own answer to `Expect` there can fail."""
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        allowed: set[str] = set()
+        for resource in known:
+            allowed |= (await resource.resolve(request))[1]
+        if allowed:
+            raise web.HTTPMethodNotAllowed(request.method, sorted(allowed))
+        raise web.HTTPNotFound
+
+    return refuse
+
+
+async def _go_on(request: web.Request) -> None:
+    """Ask for the body that a client holds back; whatever else it expects is not promised."""
+    if request.version == HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
+        with contextlib.suppress(ConnectionError):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # These bytes are no part of the answer.
+        request.writer.output_size = 0
+
+
+class _NoHttp(logging.Filter):
+    """Keeps what strangers send that is no HTTP from filling the log: they get a 400, and that is all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (
+            record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, web.RequestPayloadError))
+        )
+
+
+_NO_HTTP = _NoHttp()
 
 
 async def _note_answering(request: web.Request, _: web.StreamResponse) -> None:

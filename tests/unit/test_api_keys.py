@@ -50,15 +50,13 @@ async def fail_half_way(request: web.Request) -> web.StreamResponse:
 @asynccontextmanager
 async def api(keys: Path | None = None) -> AsyncIterator[Callable[..., aiohttp.client._RequestContextManager]]:
     """Our middlewares around plain handlers; yields a way to send requests."""
-    app = guarded(largest_body=LARGEST, keys=KeyFile(keys) if keys else None)
-    app.add_routes(
-        [
-            web.post("/echo", echo),
-            web.get("/healthz", well),
-            web.get("/fail", fail),
-            web.get("/half", fail_half_way),
-        ]
-    )
+    routes = [
+        web.post("/echo", echo),
+        web.get("/healthz", well),
+        web.get("/fail", fail),
+        web.get("/half", fail_half_way),
+    ]
+    app = guarded(routes, largest_body=LARGEST, keys=KeyFile(keys) if keys else None)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -252,6 +250,13 @@ async def test_paths_and_methods_that_are_not_there_are_refused_as_json() -> Non
             async with send(method, path) as answer:
                 assert answer.status == status and "error" in await answer.json()
         assert answer.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/echo", "/nowhere"])
+@pytest.mark.parametrize(("expects", "more"), [("100-continue", ""), ("a miracle", ""), ("\udce9", "")])
+async def test_whatever_a_client_expects_the_server_does_not_fail(path: str, expects: str, more: str) -> None:
+    async with api() as send, send("POST", path, data=b"{}", headers={"Expect": expects}) as answer:
+        assert answer.status == (200 if path == "/echo" else 404)
 
 
 # --- our APIs
