@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from llamaduo.accelerator import WAITING, Accelerator
+from llamaduo.api_keys import KeyFile
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
@@ -48,6 +49,8 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
         take_turns=device == "cpu",
         host=settings.api_host,
         port=settings.api_port,
+        keys=KeyFile(settings.api_keys_file) if settings.api_keys_file else None,
+        largest_body=settings.api_max_body_bytes,
     )
     store = AdapterStore(state / "served")
     if by_url:

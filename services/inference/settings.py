@@ -49,6 +49,10 @@ class InferenceSettings(ServiceSettings):
     shards_at_once: int = Field(2, ge=1, le=16, description="shards answered side by side")
     api_host: str = Field("127.0.0.1", description="where the OpenAI endpoint of the served models listens")
     api_port: int = Field(0, ge=0, le=65535, description="0: a free port")
+    api_keys_file: Path | None = Field(
+        None, description="keys that callers of that endpoint must show (`llamaduo keys new`); unset: any caller"
+    )
+    api_max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="larger requests get 413")
     fake_delay_s: float = Field(0.0, ge=0, description="with engine=fake: seconds a prompt takes")
 
 

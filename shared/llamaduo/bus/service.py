@@ -17,7 +17,6 @@ from faststream.nats import JStream, PullSub
 from faststream.nats.subscriber.usecases import PullStreamSubscriber
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
@@ -26,6 +25,7 @@ from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
 from llamaduo.errors import LlamaDuoError, RetryableError, describe
 from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, CancelRequested
+from llamaduo.health_api import health_app
 from llamaduo.settings import ServiceSettings
 from llamaduo.telemetry import (
     BUS_CONNECTED,
@@ -298,18 +298,7 @@ class Service:
             await asyncio.sleep(self.timing.tick)
 
     async def _serve_http(self) -> web.AppRunner:
-        async def healthz(_: web.Request) -> web.Response:
-            return web.json_response({"alive": True, "service": self.name, "replica": self.settings.replica})
-
-        async def readyz(_: web.Request) -> web.Response:
-            ready = not self._problems
-            return web.json_response({"ready": ready, "problems": self._problems}, status=200 if ready else 503)
-
-        async def metrics(_: web.Request) -> web.Response:
-            return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-        app = web.Application()
-        app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+        app = health_app(self.name, self.settings.replica, lambda: self._problems)
         app.add_routes(self._routes)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()

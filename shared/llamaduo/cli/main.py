@@ -19,6 +19,7 @@ from llamaduo.cli import (
     evaluator_commands,
     events_command,
     init_command,
+    keys_commands,
     migrate_command,
     operator_commands,
     plan_command,
@@ -109,6 +110,7 @@ app.add_typer(evaluator_commands.app, name="evaluator", rich_help_panel=OPERATE)
 app.add_typer(dlq_commands.app, name="dlq", rich_help_panel=OPERATE)
 app.command(rich_help_panel=OPERATE)(backup_commands.backup)
 app.command(rich_help_panel=OPERATE)(backup_commands.restore)
+app.add_typer(keys_commands.app, name="keys", rich_help_panel=OPERATE)
 app.command(rich_help_panel=OPERATE)(setup_commands.schema)
 
 
