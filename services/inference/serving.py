@@ -20,9 +20,9 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
 )
+from llamaduo.migrations.aliases import Aliases, Serving
 from services.inference import metrics
 from services.inference.adapter_store import AdapterStore
-from services.inference.aliases import Aliases, Serving
 from services.inference.engine import AdapterFiles, InferenceEngine, served_name
 from services.inference.engines import EngineRoom, MakeEngine, fetch_adapter
 from services.inference.settings import InferenceSettings

@@ -348,6 +348,23 @@ class AdapterLoaded(OfRound):
         return (self.round, self.digest, self.replica, self.url)
 
 
+class TrafficCaptured(Event):
+    """A finished file of an alias's traffic, as rows of prompts and answers. It belongs to no migration.
+
+    `migration` is `traffic-ALIAS`.
+    """
+
+    type: Literal["traffic.captured"] = "traffic.captured"
+    alias: str
+    traffic: ArtifactRef = Field(description="JSON lines, each with the id of its request")
+    rows: int = Field(ge=1)
+    first: datetime = Field(description="when the first of the rows was answered")
+    last: datetime = Field(description="when the last one was")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.alias, self.traffic.sha256)
+
+
 class Command(Event):
     """Something an operator asked for; its id is made once by the caller and reused on retry."""
 
@@ -485,6 +502,7 @@ AnyEvent = (
     | AdapterPromoted
     | AdapterRolledBack
     | AdapterLoaded
+    | TrafficCaptured
     | PauseRequested
     | ResumeRequested
     | CancelRequested

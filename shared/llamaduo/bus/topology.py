@@ -52,6 +52,7 @@ from llamaduo.events import (
     RollbackRequested,
     ServingMeasured,
     ServingRequested,
+    TrafficCaptured,
     TrainingRequested,
     WorkFailed,
     WorkWithdrawn,
@@ -126,7 +127,8 @@ class ServiceContract:
 COMMANDS: tuple[type[Event], ...] = (PauseRequested, ResumeRequested, CancelRequested)
 ENDS: tuple[type[Event], ...] = (MigrationCompleted, MigrationStopped, MigrationCancelled)
 DECISIONS: tuple[type[Event], ...] = (EvalFailed, EvalPassed)
-ALL: tuple[type[Event], ...] = tuple(EVENT_TYPES.values())
+ALL: tuple[type[Event], ...] = tuple(model for model in EVENT_TYPES.values() if model is not TrafficCaptured)
+"""All that a migration's state can come of."""
 BROADCAST: tuple[type[Event], ...] = (
     MigrationRequested,
     *DECISIONS,
@@ -202,11 +204,17 @@ SERVICES: dict[str, ServiceContract] = {
         reads=ALL,
         artifacts="none",
     ),
+    "gateway": ServiceContract(
+        "Answers applications by the service LLM or the local model, and captures traffic.",
+        durables=(),
+        publishes=(TrafficCaptured,),
+        reads=(AdapterPromoted, AdapterRolledBack, AdapterLoaded),
+    ),
     "operator": ServiceContract(
         "The CLI, later the dashboard and the drift watch.",
         durables=(),
         publishes=(MigrationRequested, *COMMANDS, PromoteRequested, RollbackRequested),
-        reads=ALL,
+        reads=(*ALL, TrafficCaptured),
         artifacts="write",
         asks_service_llm=True,
     ),
@@ -242,7 +250,7 @@ def subjects_for(models: Sequence[type[Event]]) -> list[str]:
 
 def log_subjects() -> list[str]:
     """Every subject of the log."""
-    return subjects_for(ALL)
+    return subjects_for(tuple(EVENT_TYPES.values()))
 
 
 def event_stream(max_bytes: int) -> StreamConfig:

@@ -73,10 +73,13 @@ async def the_bus() -> AsyncIterator[Bus]:
 
 async def all_views(bus: Bus) -> dict[str, MigrationView]:
     """Every migration in the log up to now, oldest first."""
+    from llamaduo.events import TrafficCaptured
     from llamaduo.migrations.fold import MigrationView
 
     views: dict[str, MigrationView] = {}
     async for logged in bus.log(None, follow=False):
+        if isinstance(logged.event, TrafficCaptured):
+            continue
         migration = logged.event.migration
         views.setdefault(migration, MigrationView(migration)).add(logged.event)
     return views
