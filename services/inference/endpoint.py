@@ -7,6 +7,7 @@ place in the engine's order of base and adapter requests. Tools are put into wor
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -44,15 +45,15 @@ class Places(Protocol):
 class Endpoint:
     """Listens on `host` and `port` (0: a free one, known after `start`)."""
 
-    def __init__(self, engine: Places, host: str, port: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: Places, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._engine, self._tls = engine, tls
         self._host, self._port = host, port
         self._runner: web.AppRunner | None = None
 
     @property
     def base_url(self) -> str:
         host = "127.0.0.1" if self._host in ("", "0.0.0.0", "::") else self._host  # noqa: S104
-        return f"http://{host}:{self._port}/v1"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}/v1"
 
     async def start(self) -> None:
         if self._runner is not None:
@@ -64,7 +65,7 @@ class Endpoint:
             app.router.add_post(path, self._generate)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port)
+        site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
         try:
             await site.start()
         except OSError:

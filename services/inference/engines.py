@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from llamaduo import tls
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
@@ -46,6 +47,7 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
         take_turns=device == "cpu",
         host=settings.api_host,
         port=settings.api_port,
+        tls=tls.for_http(settings),
     )
     store = AdapterStore(state / "served")
     if by_url:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class EngineLimits:
     ready_wait_s: float = 600.0
     host: str = "127.0.0.1"
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
 
 class VllmEngine:
@@ -109,7 +111,7 @@ class VllmEngine:
             "base": asyncio.Semaphore(limits.concurrency),
             "adapter": asyncio.Semaphore(limits.concurrency),
         }
-        self._endpoint = Endpoint(self, limits.host, limits.port)
+        self._endpoint = Endpoint(self, limits.host, limits.port, limits.tls)
         self._client: VllmClient | None = None
         self._ready = asyncio.Event()
         self._broken = asyncio.Event()

@@ -35,6 +35,7 @@ def chat(
     A model trained on single turns answers single turns best: /new forgets what was said, /quit leaves.
     """
     from llamaduo.cli.connect import all_views, choose, run, the_bus
+    from llamaduo.tls import http_session
 
     async def work() -> None:
         import aiohttp
@@ -43,7 +44,7 @@ def chat(
             view = choose(await all_views(bus), migration)
             told = system if system is not None else await shared_system_message(bus, view)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with http_session(timeout=timeout) as session:
             served = await find_endpoint(session, view)
             options = {"max_tokens": max_tokens, "temperature": temperature}
             opening = [{"role": "system", "content": told}] if told else []
