@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from llamaduo import tls
 from llamaduo.accelerator import WAITING, Accelerator
 from llamaduo.api_keys import KeyFile
 from llamaduo.artifacts import ArtifactStore
@@ -51,6 +52,7 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
         port=settings.api_port,
         keys=KeyFile(settings.api_keys_file) if settings.api_keys_file else None,
         largest_body=settings.api_max_body_bytes,
+        tls=tls.for_http(settings),
     )
     store = AdapterStore(state / "served")
     if by_url:

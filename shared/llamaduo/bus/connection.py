@@ -11,7 +11,7 @@ from typing import Any
 
 from faststream import AckPolicy
 from faststream.nats import NatsBroker
-from faststream.security import SASLPlaintext
+from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -19,6 +19,7 @@ from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
+from llamaduo import tls
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
 from llamaduo.bus.denials import Denials
@@ -120,9 +121,10 @@ class Bus:
 
         `patient`: what is written waits while the bus is full, instead of raising BusFull.
         """
-        options: dict[str, Any] = {}
-        if (login := bus_login(settings)) is not None:
-            options["security"] = SASLPlaintext(username=login[0], password=login[1])
+        login, context = bus_login(settings), tls.for_bus(settings)
+        # With the handshake first: else a bus that says it has no TLS would be sent the password in the clear.
+        secure: dict[str, Any] = {"ssl_context": context, "tls_handshake_first": context is not None}
+        security = NatsUserPassword(*login, **secure) if login is not None else NatsSecurity(**secure)
 
         denials = Denials(settings.nats_user or name)
 
@@ -144,8 +146,9 @@ class Bus:
             inbox_prefix=inbox_prefix_of(name),
             error_cb=on_error,
             logger=None,
-            **options,
+            security=security,
         )
+        await tls.greet(settings.nats_url, context, wait=wait)
         await broker.connect()
         client = broker.connection
         asking = client.request

@@ -18,15 +18,16 @@ from faststream.nats.subscriber.usecases import PullStreamSubscriber
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
 
+from llamaduo import tls
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
-from llamaduo.errors import LlamaDuoError, RetryableError, describe
+from llamaduo.errors import LlamaDuoError, RetryableError, UserInputError, describe
 from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, CancelRequested
 from llamaduo.health_api import health_app
-from llamaduo.settings import ServiceSettings
+from llamaduo.settings import ServiceSettings, bus_login
 from llamaduo.telemetry import (
     BUS_CONNECTED,
     CONSUMER_LAG,
@@ -109,7 +110,7 @@ class Service:
         self._stop.set()
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT; returns the process's work done in order."""
+        """Run until SIGTERM or SIGINT; returns the process's work done in order. Exit code 2: settings are wrong."""
         set_up_logging(self.name, self.settings.log_level)
         code = asyncio.run(self._main())
         logging.shutdown()
@@ -119,7 +120,12 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        runner = await self._serve_http()
+        try:
+            tls.for_bus(self.settings), bus_login(self.settings)
+            runner = await self._serve_http()
+        except UserInputError as error:
+            log.critical("%s", error)
+            return 2
         code = 0
         try:
             await self.serve()
@@ -302,7 +308,9 @@ class Service:
         app.add_routes(self._routes)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, self.settings.http_host, self.settings.http_port)
+        site = web.TCPSite(
+            runner, self.settings.http_host, self.settings.http_port, ssl_context=tls.for_http(self.settings)
+        )
         await site.start()
         if self.settings.port_file is not None:
             port = runner.addresses[0][1]

@@ -266,11 +266,15 @@ async def problems_of(port: int | None) -> list[str] | None:
         return None
     import aiohttp
 
+    from llamaduo.tls import http_session
+
+    # A service of ours has our environment, and so TLS where that says so.
+    scheme = "https" if os.environ.get("LLAMADUO_HTTP_CERT") else "http"
     try:
         timeout = aiohttp.ClientTimeout(total=2)
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://127.0.0.1:{port}/readyz") as response,
+            http_session(timeout=timeout) as session,
+            session.get(f"{scheme}://127.0.0.1:{port}/readyz") as response,
         ):
             body = await response.json()
             return [str(problem) for problem in body.get("problems", [])] if response.status != 200 else []
