@@ -73,6 +73,11 @@ class NatsServer:
         self._process.send_signal(number)
         self._process.wait(20)
 
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.kill(signal.SIGTERM)

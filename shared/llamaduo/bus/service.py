@@ -24,7 +24,7 @@ from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
 from llamaduo.errors import RetryableError, describe
-from llamaduo.events import AnyEvent, CancelRequested
+from llamaduo.events import AnyEvent, CancelRequested, PauseRequested
 from llamaduo.settings import ServiceSettings
 from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
 
@@ -122,7 +122,7 @@ class Service:
         mirror = Mirror(bus, self.contract.reads)
         desk = Desk(bus, mirror, self.name, self.settings.replica, self.contract, self.timing, dict(self._roles))
         holder.append(desk)
-        mirror.on_event(functools.partial(_withdraw, desk))
+        mirror.on_event(functools.partial(_stop_work, desk, mirror))
         for listener in self._listeners:
             mirror.on_event(listener)
         tasks: list[asyncio.Task[None]] = []
@@ -317,6 +317,8 @@ async def _undecoded(msg: object) -> object:
     return msg
 
 
-def _withdraw(desk: Desk, event: AnyEvent) -> None:
+def _stop_work(desk: Desk, mirror: Mirror, event: AnyEvent) -> None:
     if isinstance(event, (CancelRequested, *topology.ENDS)):
         desk.withdraw(event.migration)
+    elif isinstance(event, PauseRequested) and (view := mirror.get(event.migration)) is not None and view.paused:
+        desk.put_down(event.migration)
