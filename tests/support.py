@@ -81,6 +81,11 @@ class NatsServer:
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.send(number)
 
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.send(signal.SIGCONT)

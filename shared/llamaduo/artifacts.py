@@ -103,7 +103,7 @@ def _checked_write(ref: ArtifactRef, path: Path) -> Iterator[BufferedWriter]:
 class Stored(Protocol):
     """Does a write to the bus until it is taken, and raises what `Room.stored` does."""
 
-    def __call__(self, what: str, write: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
+    def __call__(self, where: str, what: str, write: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
 
 
 class JetStreamArtifacts:
@@ -124,7 +124,7 @@ class JetStreamArtifacts:
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                     await self._put(sha256, path)
 
-        await self._stored(ref.uri, put)
+        await self._stored(self._name, ref.uri, put)
         return ref
 
     async def _put(self, name: str, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,7 @@ class Bus:
         self.denials = denials
         self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
         self.room = Room(self._answers, patient=patient)
+        self._reconnects, self._steady_since = 0, 0.0
         self.inbox_prefix = inbox_prefix_of(name)
         self._buckets: dict[str, KeyValue] = {}
         self._artifacts: ArtifactStore | None = None
@@ -202,9 +204,14 @@ class Bus:
                 raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
             return not ack.duplicate
 
-        return await self.room.stored(subject, send)
+        return await self.room.stored(stream, subject, send)
 
     async def _answers(self) -> bool:
+        """Whether the server answers, and so it did while a write of just now was waited for."""
+        if self.client.stats["reconnects"] != self._reconnects:
+            self._reconnects, self._steady_since = self.client.stats["reconnects"], time.monotonic()
+        if time.monotonic() - self._steady_since < PUBLISH_TIMEOUT_S + 1:
+            return False
         with contextlib.suppress(TimeoutError, NatsError):
             await self.js.stream_info(topology.EVENTS)
             return True
@@ -217,7 +224,7 @@ class Bus:
         """
         if name not in self._buckets:
             with _bus_is_there():
-                self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
+                self._buckets[name] = NatsKeyValue(await self.js.key_value(name), name, self.room)
         return self._buckets[name]
 
     async def artifacts(self) -> ArtifactStore:

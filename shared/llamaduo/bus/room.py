@@ -27,9 +27,7 @@ LONGEST_PAUSE_S, LONGEST_PAUSE_WHEN_FULL_S = 5.0, 30.0
 STORE_FAILED, SERVER_FULL, GENERAL = 10077, (10002, 10023, 10047), 10051
 NOT_TAKEN = (10060, 10122)
 RAISE_IT = "raise its limit: `llamaduo bootstrap --max-bytes N` (-1: none)"
-FREE_IT = (
-    "make room on the disk of its server; `llamaduo up` does the rest, any other nats-server has to be started anew"
-)
+FREE_IT = "make room on the disk of its nats-server, then start that anew"
 
 
 def why_full(error: BaseException) -> str | None:
@@ -57,15 +55,37 @@ class Room:
     def __init__(self, answers: Callable[[], Awaitable[bool]], *, patient: bool) -> None:
         self._answers, self._patient = answers, patient
         self._leaving = asyncio.Event()
-        self.full: str | None = None
-        """What is full and what to do, as of the last write; None where that was taken."""
+        self._full: dict[str, str] = {}
+
+    @property
+    def full(self) -> str | None:
+        """What is full and what to do, as of the last writes; None where all were taken."""
+        return next(iter(self._full.values()), None)
 
     def leave(self) -> None:
         """Wait for nothing more."""
         self._leaving.set()
 
-    async def stored(self, what: str, write: Callable[[], Awaitable[T]]) -> T:
-        """Write until it is taken.
+    def took(self, where: str) -> None:
+        """A write to this stream or bucket was taken."""
+        self._full.pop(where, None)
+
+    async def why_not(self, where: str, error: Exception) -> str | None:
+        """What is full, from the error of a write to this stream or bucket; None where it is about something else.
+
+        A time-out does not tell whether the write was taken, but where the server answers it may be its disk.
+        """
+        full = why_full(error)
+        if full is None and isinstance(error, TimeoutError) and await self._answers():
+            full = STORES_NOTHING
+        if full is not None:
+            if where not in self._full:
+                log.error("%s: %s", where, full)
+            self._full[where] = full
+        return full
+
+    async def stored(self, where: str, what: str, write: Callable[[], Awaitable[T]]) -> T:
+        """Write to a stream or bucket until it is taken.
 
         BusFull where the bus is full and this may not wait, RetryableError where it stays away. What `write` raises
         beside errors of the client passes through.
@@ -75,23 +95,19 @@ class Room:
             try:
                 result = await write()
             except (OSError, NatsError) as error:  # a TimeoutError is an OSError
-                await self._failed(what, error, attempt)
+                await self._failed(where, what, error, attempt)
             else:
-                self.full = None
+                self.took(where)
                 return result
             attempt += 1
 
-    async def _failed(self, what: str, error: Exception, attempt: int) -> None:
+    async def _failed(self, where: str, what: str, error: Exception, attempt: int) -> None:
         """Pause, or raise what is to be raised."""
         if isinstance(error, APIError) and error.err_code in NOT_TAKEN:
             raise RetryableError(f"the bus refuses {what}: {error.description}", delay=30) from error
-        full = why_full(error)
-        if full is None and isinstance(error, TimeoutError) and attempt >= 2 and await self._answers():
-            full = STORES_NOTHING
+        # Two time-outs can be a server that is busy or was just started.
+        full = None if isinstance(error, TimeoutError) and attempt < 2 else await self.why_not(where, error)
         if full is not None:
-            if self.full is None:
-                log.error("%s waits: %s", what, full)
-            self.full = full
             if not self._patient or self._leaving.is_set():
                 raise BusFull(full) from error
         elif attempt + 1 >= TRIES or self._leaving.is_set():

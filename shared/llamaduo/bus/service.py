@@ -25,7 +25,7 @@ from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
 from llamaduo.errors import LlamaDuoError, RetryableError, UserInputError, describe
 from llamaduo.event_parts import CallCounts
-from llamaduo.events import AnyEvent, CancelRequested
+from llamaduo.events import AnyEvent, CancelRequested, PauseRequested
 from llamaduo.health_api import health_app
 from llamaduo.settings import ServiceSettings, bus_login
 from llamaduo.telemetry import (
@@ -164,7 +164,7 @@ class Service:
             self._bought_by,
         )
         holder.append(desk)
-        mirror.on_event(functools.partial(_withdraw, desk))
+        mirror.on_event(functools.partial(_stop_work, desk, mirror))
         for listener in self._listeners:
             mirror.on_event(listener)
         tasks: list[asyncio.Task[None]] = []
@@ -357,6 +357,8 @@ async def _undecoded(msg: object) -> object:
     return msg
 
 
-def _withdraw(desk: Desk, event: AnyEvent) -> None:
+def _stop_work(desk: Desk, mirror: Mirror, event: AnyEvent) -> None:
     if isinstance(event, (CancelRequested, *topology.ENDS)):
         desk.withdraw(event.migration)
+    elif isinstance(event, PauseRequested) and (view := mirror.get(event.migration)) is not None and view.paused:
+        desk.put_down(event.migration)

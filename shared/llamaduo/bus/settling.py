@@ -131,6 +131,12 @@ class Desk:
                 self.withdrawn.add(task)
                 task.cancel()
 
+    def put_down(self, migration: str) -> None:
+        """Hand back what is in hand for a migration that was paused: it comes again, and waits."""
+        for task, of in list(self.running.items()):
+            if of == migration and not task.done():
+                task.cancel()
+
     async def hand_back(self) -> None:
         """Cancel everything in hand and wait until each job was stopped; `stopping` keeps new ones out."""
         tasks = list(self.running)
@@ -202,7 +208,7 @@ class Message:
         if self._pointless(event):
             await self._ack()
             return
-        if (view := desk.mirror.get(event.migration)) is not None and view.paused and self.durable.leased:
+        if self._halted(event):
             await self._nack(min(5.0, desk.timing.retry_most))
             return
         if self.durable.leased:
@@ -212,9 +218,13 @@ class Message:
 
     async def wait_for_room(self, error: BusFull) -> None:
         """Have it sent again after a pause that grows: nothing could be written down, and no try is counted."""
-        log.error("%s waits: %s", self.durable.name, error)
-        self.desk.bus.room.full = str(error)
+        log.warning("%s waits: %s", self.durable.name, error)
         await self._nack(self._delay(self.raw.metadata.num_delivered))
+
+    def _halted(self, event: AnyEvent) -> bool:
+        """Whether an operator has paused the migration, and this is work of it."""
+        view = self.desk.mirror.get(event.migration)
+        return self.durable.leased and not isinstance(event, AFTER_THE_END) and view is not None and view.paused
 
     def _pointless(self, event: AnyEvent) -> bool:
         """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
@@ -250,7 +260,7 @@ class Message:
         try:
             results = await self._run(event, run, lease)
             encoded = [encode_event(result).decode() for result in results]
-            await commit(self.raw, lease, encoded, self.desk.timing, lambda: self.desk.stopping)
+            await commit(self.raw, lease, encoded, self.desk.timing, self.desk.bus.room, lambda: self.desk.stopping)
         except LeaseLost:
             log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
             return
@@ -317,13 +327,15 @@ class Message:
         token = IN_HAND.set((self.handler, event, work))
         handling = asyncio.ensure_future(run())
         IN_HAND.reset(token)
-        beating = asyncio.create_task(beat(self.raw, lease, desk.timing))
+        beating = asyncio.create_task(beat(self.raw, lease, desk.timing, desk.bus.room))
         stoppable = self.durable.leased and not isinstance(event, AFTER_THE_END)
         desk.running[handling] = event.migration if stoppable else None
         if desk.stopping:  # it began to leave, or the migration ended, while the job was claimed
             handling.cancel()
         elif self._pointless(event):
             desk.withdraw(event.migration)
+        elif self._halted(event):
+            handling.cancel()
         began = time.monotonic()
         WORK_IN_HAND.labels(self.durable.name).inc()
         outcome, results = "error", list[Event]()

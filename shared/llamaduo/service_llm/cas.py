@@ -54,7 +54,9 @@ async def change(
             if seen is not None:
                 seen[key] = Entry(value, revision)
             return result
-        except BusFull:  # for as long as it takes; nothing was written
+        except BusFull:  # for as long as it takes
+            if in_doubt is not None and writing:
+                in_doubt()
             await clock.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_WHEN_FULL_S)
         except (KeyConflict, *_AWAY) as error:
