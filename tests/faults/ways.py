@@ -124,8 +124,9 @@ async def _pump(way: _Way, source: asyncio.StreamReader, target: asyncio.StreamW
     pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
 
     async def read() -> None:
-        while data := await source.read(65536):
-            await pieces.put((loop.time() + way.delay, data))
+        with contextlib.suppress(OSError):  # a process that is killed resets a connection it had not read out
+            while data := await source.read(65536):
+                await pieces.put((loop.time() + way.delay, data))
         await pieces.put((loop.time() + way.delay, b""))
 
     reading = asyncio.create_task(read())
