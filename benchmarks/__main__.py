@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import limits
+from benchmarks import faults, limits
 from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
@@ -34,6 +34,7 @@ BENCHMARKS = {
     "banking77": Benchmark(banking77.banking77, banking77.options),
     "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
+    "faults": Benchmark(faults.faults, faults.options),
     "gateway": Benchmark(lambda chosen: gateway(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "scaling": Benchmark(lambda chosen: scaling(chosen.quick)),

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import aiohttp
 from aiohttp import web
 
-from llamaduo.telemetry import GATEWAY_CIRCUIT, GATEWAY_FAIL_OVERS, GATEWAY_REQUESTS
 from services.gateway.circuit import Circuit, CircuitRules, Leave, failed, leave, probing, succeeded, untold
+from services.gateway.metrics import CIRCUIT, FAIL_OVERS, REQUESTS
 from services.gateway.routing import Place
 from services.gateway.upstream import BrokeOff, Opened, Target, Unanswered, asking, headers_to
 from services.gateway.wire import error, error_event
@@ -63,7 +63,7 @@ class Circuits:
             after = failed(state, RULES[target.place], taken, self.clock())
         self.states[target.base_url] = after
         if target.place == "service" and (after.opened_at is None) != (state.opened_at is None):
-            GATEWAY_CIRCUIT.labels(target.base_url).set(after.opened_at is not None)
+            CIRCUIT.labels(target.base_url).set(after.opened_at is not None)
             log.warning(
                 "%s %s", target.base_url, "does not answer" if after.opened_at is not None else "answers again"
             )
@@ -124,9 +124,9 @@ async def call(
             ) as opened:
                 went_well = True
                 if target.place != first or problem is not None:
-                    GATEWAY_FAIL_OVERS.labels(ask.alias, target.place).inc()
+                    FAIL_OVERS.labels(ask.alias, target.place).inc()
                 response = _response(opened, ask, target)
-                GATEWAY_REQUESTS.labels(ask.alias, target.place, str(opened.status)).inc()
+                REQUESTS.labels(ask.alias, target.place, str(opened.status)).inc()
                 await _pass_on(request, response, opened, target, recording)
                 return response
         except Unanswered as unanswered:
@@ -140,7 +140,7 @@ async def call(
             return response
         finally:
             circuits.tell(target, taken, went_well)
-    GATEWAY_REQUESTS.labels(ask.alias, "nobody", str(problem.status if problem else None)).inc()
+    REQUESTS.labels(ask.alias, "nobody", str(problem.status if problem else None)).inc()
     return _refusal(problem)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from llamaduo.telemetry import GATEWAY_CAPTURED
 from services.gateway.assembling import Assembled
+from services.gateway.metrics import CAPTURED
 from services.gateway.redaction import Rule, redacted
 from services.gateway.spool import Spool, SpoolFull
 from services.gateway.upstream import Target
@@ -91,7 +91,7 @@ class CapturedAnswer:
     def _keep(self) -> None:
         alias = self._recorder.alias
         outcome = self._problem or self._kept()
-        GATEWAY_CAPTURED.labels(alias, outcome).inc()
+        CAPTURED.labels(alias, outcome).inc()
 
     def _kept(self) -> str:
         try:

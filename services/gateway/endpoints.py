@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from llamaduo.telemetry import GATEWAY_CAPTURED
 from services.gateway.calling import REQUEST, Ask, Circuits, call, shadow
 from services.gateway.capture import CaptureRules, Recorder, sampled
 from services.gateway.gateway_file import Alias, Capture, GatewayFile, Upstream, key_of
+from services.gateway.metrics import CAPTURED
 from services.gateway.redaction import rules as redaction_rules
 from services.gateway.routing import Place, Route, route
 from services.gateway.spool import Spool
@@ -64,7 +64,7 @@ class Gateway:
     def _shadow(self, ask: Ask, said: dict[str, Any], recorder: Recorder, local: Sequence[Target]) -> None:
         """Have the local model answer too, after the caller has its answer. What is too much at once is left out."""
         if len(self._shadows) >= MOST_SHADOWS:
-            GATEWAY_CAPTURED.labels(recorder.alias, "shadow_left_out").inc()
+            CAPTURED.labels(recorder.alias, "shadow_left_out").inc()
             return
         beside = replace(recorder, request_id=f"{recorder.request_id}-shadow", shadow_of=recorder.request_id)
         whole = {key: value for key, value in said.items() if key not in ("stream", "stream_options")}

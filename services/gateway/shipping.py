@@ -17,7 +17,7 @@ from llamaduo.bus.connection import Bus
 from llamaduo.errors import describe
 from llamaduo.event_parts import ArtifactRef
 from llamaduo.events import TrafficCaptured
-from llamaduo.telemetry import GATEWAY_SPOOL
+from services.gateway.metrics import SPOOL
 from services.gateway.spool import Spool, segments, shippable
 
 log = logging.getLogger(__name__)
@@ -76,4 +76,4 @@ async def keep_synced(spool: Spool, every_s: float) -> None:
             await asyncio.to_thread(spool.sync)
         except OSError as error:
             log.warning("captured rows could not be made safe on disk: %s", error)
-        GATEWAY_SPOOL.set(spool.used)
+        SPOOL.set(spool.used)

@@ -1,4 +1,4 @@
-"""The events: one frozen model each; the subject on the bus is the event's `type`.
+"""The events: one frozen model each; the subject on the bus is the event's `type`, or begins with it.
 
 Every event carries its migration, schema version, when and by whom it was published. Its `id` is a hash of what
 was asked: type (or the question it answers), migration, job key, submission. Outcome, cost and time are never in
@@ -7,6 +7,7 @@ it, so a repeated answer to the same question is the same event. Readers ignore 
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -52,6 +53,10 @@ class Event(BaseModel):
     def job_key(self) -> tuple[str | int, ...]:
         """What was asked, beyond type and migration."""
         return ()
+
+    def speaker(self) -> str | None:
+        """Who alone may say this, where several may publish events of this class: a token of its subject."""
+        return None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -226,6 +231,9 @@ class EvalScored(OfShard):
 
     def job_key(self) -> tuple[str | int, ...]:
         return (*super().job_key(), self.evaluator, self.version, self.repeat)
+
+    def speaker(self) -> str | None:
+        return self.evaluator
 
 
 class RoundDecided(OfRound):
@@ -429,6 +437,9 @@ class WorkFailed(Event):
     def job_key(self) -> tuple[str | int, ...]:
         return (self.consumer, self.job, self.dead_letter)
 
+    def speaker(self) -> str | None:
+        return self.consumer
+
 
 class WorkWithdrawn(Event):
     """Work in hand was stopped, for its migration was cancelled or had ended; only where it had bought something."""
@@ -440,6 +451,9 @@ class WorkWithdrawn(Event):
 
     def job_key(self) -> tuple[str | int, ...]:
         return (self.consumer, self.job)
+
+    def speaker(self) -> str | None:
+        return self.consumer
 
 
 class MigrationEnded(Event):
@@ -503,6 +517,7 @@ AnyEvent = (
 )
 
 EVENT_TYPES: dict[str, type[Event]] = {model.model_fields["type"].default: model for model in AnyEvent.__args__}
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 _PARSER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 
 
@@ -510,6 +525,30 @@ def subject_of(model: type[Event]) -> str:
     """The subject on the bus of an event class."""
     subject: str = model.model_fields["type"].default
     return subject
+
+
+def subject_for(event: Event) -> str:
+    """The subject that one event is published on: its type, and where only one may say it, who that is.
+
+    So the bus can keep others from saying it. Where the name is no token of a subject, the type alone.
+    """
+    speaker = event.speaker()
+    kind = subject_of(type(event))
+    return f"{kind}.{speaker}" if speaker is not None and _TOKEN.fullmatch(speaker) else kind
+
+
+def subjects_of(model: type[Event]) -> list[str]:
+    """All subjects that events of a class are published on. The bare type is what older releases used."""
+    kind = subject_of(model)
+    return [kind, f"{kind}.*"] if model.speaker is not Event.speaker else [kind]
+
+
+def event_of(subject: str, body: bytes) -> AnyEvent:
+    """Read one event that was published on this subject. BadEvent where it may not be said there."""
+    event = parse_event(body)
+    if subject not in (event.type, subject_for(event)):
+        raise BadEvent(f"{event.type} does not belong on the subject {subject}")
+    return event
 
 
 def parse_event(body: bytes) -> AnyEvent:

@@ -21,6 +21,9 @@ from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, WorkFailed
 from llamaduo.identity import identity
 
+PUBLISHED_AT = "llamaduo-at"
+"""Header of a letter that was restored from a backup: when it was first stored."""
+
 
 @dataclass(frozen=True)
 class DeadLetter:
@@ -67,7 +70,7 @@ async def bury(
         "llamaduo-attempts": str(tries),
         "llamaduo-seq": str(meta.sequence.stream),
     }
-    await bus.publish_dead_letter(message.subject, message.data, headers)
+    await bus.publish_dead_letter(meta.consumer, message.subject, message.data, headers)
     failed = WorkFailed(
         migration=event.migration if event else given.get("llamaduo-migration", "unknown"),
         consumer=meta.consumer,
@@ -105,7 +108,7 @@ async def list_dead(bus: Bus) -> list[DeadLetter]:
                     migration=headers.get("llamaduo-migration", ""),
                     error=json.loads(headers.get("llamaduo-error", '""')),
                     attempts=int(headers.get("llamaduo-attempts", "0")),
-                    at=message.metadata.timestamp,
+                    at=datetime.fromisoformat(headers.get(PUBLISHED_AT) or message.metadata.timestamp.isoformat()),
                     body=message.data,
                 )
             )

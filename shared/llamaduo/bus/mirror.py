@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.errors import NotYet
 from llamaduo.events import (
@@ -14,7 +15,6 @@ from llamaduo.events import (
     MigrationCancelled,
     MigrationCompleted,
     MigrationStopped,
-    subject_of,
 )
 from llamaduo.migrations.fold import MigrationView
 
@@ -27,7 +27,7 @@ class Mirror:
 
     def __init__(self, bus: Bus, types: Sequence[type[Event]]) -> None:
         self._bus = bus
-        self._subjects = sorted({subject_of(model) for model in types})
+        self._subjects = None if set(types) >= set(topology.ALL) else topology.subjects_for(types)
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[AnyEvent], None]] = []

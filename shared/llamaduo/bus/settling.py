@@ -30,6 +30,7 @@ from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, e
 from llamaduo.errors import (
     BadEvent,
     BudgetExhausted,
+    BusFull,
     LeaseLost,
     NotYet,
     PermanentError,
@@ -45,10 +46,11 @@ from llamaduo.events import (
     RollbackRequested,
     WorkWithdrawn,
     encode_event,
+    event_of,
     parse_event,
 )
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.telemetry import JOB_SECONDS, JOBS, WORK_IN_HAND
+from llamaduo.telemetry import DEAD_LETTERS, JOB_SECONDS, JOBS, WORK_IN_HAND, log_lines_about
 
 if TYPE_CHECKING:
     from faststream.message import StreamMessage
@@ -129,6 +131,12 @@ class Desk:
                 self.withdrawn.add(task)
                 task.cancel()
 
+    def put_down(self, migration: str) -> None:
+        """Hand back what is in hand for a migration that was paused: it comes again, and waits."""
+        for task, of in list(self.running.items()):
+            if of == migration and not task.done():
+                task.cancel()
+
     async def hand_back(self) -> None:
         """Cancel everything in hand and wait until each job was stopped; `stopping` keeps new ones out."""
         tasks = list(self.running)
@@ -166,6 +174,8 @@ class Settling(BaseMiddleware):
             await message.settle(lambda: call_next(msg))
         except asyncio.CancelledError:
             raise
+        except BusFull as error:
+            await message.wait_for_room(error)
         except Exception:
             # Silence means "again after ack_wait": the safe answer to a mistake of our own.
             log.exception("settling a message of %s failed", durable.name)
@@ -182,25 +192,39 @@ class Message:
 
     async def settle(self, run: Callable[[], Awaitable[list[Event]]]) -> None:
         """From bytes to ack, nack or dead letter."""
-        desk = self.desk
         try:
-            event = parse_event(self.raw.data)
+            event = event_of(self.raw.subject, self.raw.data)
         except BadEvent as error:
             await self._dead_letter(None, str(error), 1)
             return
+        with log_lines_about(migration=event.migration, event=event.id):
+            await self._settle_event(event, run)
+
+    async def _settle_event(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        desk = self.desk
         if desk.stopping:
             await self._put_off(event, LEAVING_PAUSE_S)
             return
         if self._pointless(event):
             await self._ack()
             return
-        if (view := desk.mirror.get(event.migration)) is not None and view.paused and self.durable.leased:
+        if self._halted(event):
             await self._nack(min(5.0, desk.timing.retry_most))
             return
         if self.durable.leased:
             await self._leased(event, run)
         else:
             await self._unleased(event, run)
+
+    async def wait_for_room(self, error: BusFull) -> None:
+        """Have it sent again after a pause that grows: nothing could be written down, and no try is counted."""
+        log.warning("%s waits: %s", self.durable.name, error)
+        await self._nack(self._delay(self.raw.metadata.num_delivered))
+
+    def _halted(self, event: AnyEvent) -> bool:
+        """Whether an operator has paused the migration, and this is work of it."""
+        view = self.desk.mirror.get(event.migration)
+        return self.durable.leased and not isinstance(event, AFTER_THE_END) and view is not None and view.paused
 
     def _pointless(self, event: AnyEvent) -> bool:
         """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
@@ -236,12 +260,12 @@ class Message:
         try:
             results = await self._run(event, run, lease)
             encoded = [encode_event(result).decode() for result in results]
-            await commit(self.raw, lease, encoded, self.desk.timing, lambda: self.desk.stopping)
+            await commit(self.raw, lease, encoded, self.desk.timing, self.desk.bus.room, lambda: self.desk.stopping)
         except LeaseLost:
             log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
             return
         except (HandedBack, asyncio.CancelledError) as error:
-            with contextlib.suppress(LeaseLost, NatsError, TimeoutError):
+            with contextlib.suppress(LeaseLost, NatsError, TimeoutError, BusFull):
                 await lease.release(counted=False)
             await self._nack(0)
             if isinstance(error, asyncio.CancelledError):
@@ -303,13 +327,15 @@ class Message:
         token = IN_HAND.set((self.handler, event, work))
         handling = asyncio.ensure_future(run())
         IN_HAND.reset(token)
-        beating = asyncio.create_task(beat(self.raw, lease, desk.timing))
+        beating = asyncio.create_task(beat(self.raw, lease, desk.timing, desk.bus.room))
         stoppable = self.durable.leased and not isinstance(event, AFTER_THE_END)
         desk.running[handling] = event.migration if stoppable else None
         if desk.stopping:  # it began to leave, or the migration ended, while the job was claimed
             handling.cancel()
         elif self._pointless(event):
             desk.withdraw(event.migration)
+        elif self._halted(event):
+            handling.cancel()
         began = time.monotonic()
         WORK_IN_HAND.labels(self.durable.name).inc()
         outcome, results = "error", list[Event]()
@@ -379,7 +405,7 @@ class Message:
 
     def _delay(self, tries: int) -> float:
         timing = self.desk.timing
-        return float(min(timing.retry_most, timing.retry_first * 2 ** (tries - 1)))
+        return float(min(timing.retry_most, timing.retry_first * 2 ** min(tries - 1, 30)))
 
     async def _ack(self) -> None:
         try:
@@ -416,3 +442,4 @@ class Message:
             calls=calls,
         )
         await self.raw.term()
+        DEAD_LETTERS.labels(self.durable.name).inc()

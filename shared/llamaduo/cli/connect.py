@@ -47,7 +47,11 @@ def run(work: Coroutine[None, None, T]) -> T:
 
 async def check_answers(url: str) -> None:
     """LlamaDuoError, with what to do, if no bus answers at any of these addresses."""
-    if not any([await answers(part.strip()) for part in url.split(",")]):
+    from llamaduo.settings import BusSettings, read_settings
+    from llamaduo.tls import for_bus
+
+    context = for_bus(read_settings(BusSettings, nats_url=url))
+    if not any([await answers(part.strip(), context=context) for part in url.split(",")]):
         raise LlamaDuoError(
             f"no bus answers at {url.rpartition('@')[2]}: start one with `llamaduo up`, or name it with "
             "--nats or LLAMADUO_NATS_URL (a system on another state folder: --state)"
