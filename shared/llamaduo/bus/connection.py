@@ -29,7 +29,7 @@ from llamaduo.bus.progress import Progress
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
-from llamaduo.settings import BusSettings
+from llamaduo.settings import BusSettings, bus_login
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +134,8 @@ class Bus:
     ) -> Bus:
         """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
         options: dict[str, Any] = {}
-        if settings.nats_user and settings.nats_password:
-            options["security"] = SASLPlaintext(
-                username=settings.nats_user, password=settings.nats_password.get_secret_value()
-            )
+        if (login := bus_login(settings)) is not None:
+            options["security"] = SASLPlaintext(username=login[0], password=login[1])
 
         async def on_error(error: Exception) -> None:
             log.warning("bus: %s", error or type(error).__name__)

@@ -254,29 +254,49 @@ def consumer_config(durable: Durable, timing: Timing, deliver: DeliverPolicy = D
     )
 
 
-async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int = -1) -> None:
-    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile."""
+async def bootstrap(
+    js: JetStreamContext, *, profile: str = "default", max_bytes: int = -1, replicas: int | None = None
+) -> None:
+    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile.
+
+    `replicas`: on how many servers of a cluster all of it is kept; None: 1 for what is new, else as it is.
+    """
     if profile not in TIMINGS:
         raise ValueError(f"unknown profile {profile!r}")
     for stream in (event_stream(max_bytes), dead_letter_stream()):
-        await _ensure_stream(js, stream)
+        await _ensure_stream(js, stream, replicas)
     for bucket in BUCKETS:
         try:
             await js.key_value(bucket)
         except NotFoundError:
-            await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE))
+            await js.create_key_value(
+                KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE, replicas=replicas or 1)
+            )
+        await _spread(js, f"KV_{bucket}", replicas)
     try:
         await js.object_store(ARTIFACTS)
     except NotFoundError:
-        await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
+        kept = ObjectStoreConfig(storage=StorageType.FILE, replicas=replicas or 1)
+        await js.create_object_store(ARTIFACTS, kept)
+    await _spread(js, f"OBJ_{ARTIFACTS}", replicas)
     for contract in SERVICES.values():
         for durable in contract.durables:
             await ensure_durable(js, durable, profile)
 
 
-async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+async def _spread(js: JetStreamContext, stream: str, replicas: int | None) -> None:
+    """Have a stream that is there kept on so many servers."""
+    present = (await js.stream_info(stream)).config
+    if replicas is not None and present.num_replicas != replicas:
+        present.num_replicas = replicas
+        await js.update_stream(present)
+
+
+async def _ensure_stream(js: JetStreamContext, config: StreamConfig, replicas: int | None) -> None:
+    config.num_replicas = replicas or 1
     try:
-        await js.stream_info(str(config.name))
+        present = await js.stream_info(str(config.name))
+        config.num_replicas = replicas or present.config.num_replicas
     except NotFoundError:
         try:
             await js.add_stream(config)
