@@ -12,7 +12,7 @@ import pytest
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
-from llamaduo.bus.dead_letters import list_dead, replay
+from llamaduo.bus.dead_letters import EVERY_READER, list_dead, replay
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Message, Work
 from llamaduo.bus.work import claim
@@ -122,7 +122,7 @@ async def test_garbage_becomes_a_dead_letter_and_stops_nobody(
         await until(lambda: seen(bus, WorkFailed))
         letters = await list_dead(bus)
         assert [letter.body for letter in letters] == [body]
-        assert letters[0].consumer == "trainer"
+        assert letters[0].consumer == EVERY_READER
 
 
 async def test_a_permanent_error_is_not_tried_again(server: NatsServer, tmp_path: Path) -> None:

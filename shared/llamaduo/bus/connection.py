@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from faststream import AckPolicy
@@ -16,7 +16,6 @@ from faststream.security import SASLPlaintext
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy as ConsumerAck
 from nats.js.api import ConsumerConfig, DeliverPolicy
@@ -58,6 +57,12 @@ def headers_of(event: Event) -> dict[str, str]:
         "llamaduo-migration": event.migration,
         "traceparent": traceparent(event.migration),
     }
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """Bytes of message headers on the wire, which count towards the server's limit as the body does."""
+    expected = len(f"Nats-Expected-Stream: {topology.DEAD_LETTERS}\r\n")  # which the client adds
+    return 12 + expected + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
 
 
 def inbox_prefix_of(name: str) -> str:
@@ -102,8 +107,22 @@ class _Reader:
         return info.num_pending if sent == self.taken else None
 
 
-async def _drop(reader: _Reader | None) -> None:
+@dataclass
+class Place:
+    """Where somebody who follows the log is; `Bus.log` keeps it up to date."""
+
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once everything that was there at first has been taken."""
+    reader: _Reader | None = None
+
+    async def at_end(self) -> bool:
+        """Whether all that the log has now was taken, by the server's own count; False where it does not answer."""
+        return self.reader is not None and await self.reader.pending() == 0
+
+
+async def _drop(place: Place) -> None:
     """Give up a reader; the server forgets its consumer after a while."""
+    reader, place.reader = place.reader, None
     if reader is not None:
         with contextlib.suppress(Exception):
             await reader.sub.unsubscribe()
@@ -186,12 +205,13 @@ class Bus:
         return await self._publish(subject, body, topology.EVENTS, headers)
 
     async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
+        size = len(body) + header_bytes(headers)
+        if size > self.client.max_payload:  # the server breaks the connection of a client that tries
+            raise PermanentError(f"{subject}: {size} bytes are more than the bus takes at once")
         for attempt in range(PUBLISH_TRIES):
             try:
                 ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
                 return not ack.duplicate
-            except MaxPayloadError as error:
-                raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
             except (OSError, NatsError) as error:  # a TimeoutError is an OSError
                 if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
                     raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
@@ -229,52 +249,49 @@ class Bus:
         raise RetryableError("the bus does not answer", delay=10)
 
     async def log(
-        self, subjects: Sequence[str] | None = None, *, follow: bool, drained: asyncio.Event | None = None
+        self, subjects: Sequence[str] | None = None, *, follow: bool, place: Place | None = None
     ) -> AsyncIterator[Logged]:
         """Replay the log from its start; with `follow` for ever, else up to its present end.
 
         Survives server restarts: it keeps its own place and asks again from there. Foreign messages are skipped.
-        `drained` is set once everything that was there has been taken.
         """
+        place = place or Place()
         end = None if follow else await self.last_seq()
         following = 1
-        reader: _Reader | None = None
         try:
             while end is None or following <= end:
                 try:
-                    if reader is None:
-                        reader, waiting = await self._reader(subjects, following)
-                        if waiting == 0 and drained is not None:
-                            drained.set()
+                    if place.reader is None:
+                        place.reader, waiting = await self._reader(subjects, following)
+                        if waiting == 0:
+                            place.drained.set()
+                    reader = place.reader
                     messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
                 except TimeoutError:
-                    pending = await reader.pending() if reader is not None else None
+                    pending = await place.reader.pending() if place.reader is not None else None
                     if pending == 0 and end is not None:
                         return
                     if pending is None:
-                        await _drop(reader)
-                        reader = None
+                        await _drop(place)
                     continue
                 except NatsError:
-                    await _drop(reader)
-                    reader = None
+                    await _drop(place)
                     await asyncio.sleep(0.3)
                     continue
                 for message in messages:
                     if not reader.takes(message):
-                        await _drop(reader)
-                        reader = None
+                        await _drop(place)
                         break
                     seq = message.metadata.sequence.stream
                     following = seq + 1
                     try:
-                        yield Logged(parse_event(message.data), seq)
+                        yield Logged(parse_event(message.data, message.subject), seq)
                     except BadEvent:
                         log.debug("skipping message %d of the log: no event of this contract", seq)
-                    if drained is not None and message.metadata.num_pending == 0:
-                        drained.set()
+                    if message.metadata.num_pending == 0:
+                        place.drained.set()
         finally:
-            await _drop(reader)
+            await _drop(place)
 
     async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
         """A reader of the log from `start` on, and how many messages there are for it now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,14 +13,20 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-from llamaduo.bus.connection import Bus
+from llamaduo.bus.connection import Bus, header_bytes
 from llamaduo.bus.kv import KeyConflict
-from llamaduo.bus.topology import DEAD_LETTERS
+from llamaduo.bus.topology import DEAD_LETTERS, EVENTS
 from llamaduo.bus.work import Record
 from llamaduo.errors import UserInputError
 from llamaduo.event_parts import CallCounts
-from llamaduo.events import AnyEvent, WorkFailed
+from llamaduo.events import MIGRATION_PATTERN, AnyEvent, WorkFailed
 from llamaduo.identity import identity
+
+EVERY_READER = "every reader"
+"""Stands for the consumer of a message that is no event: nobody can read it."""
+LONGEST_HEADER = 512
+MOST_HEADERS = 16
+"""Of the message's own headers, which whoever sent it could make as long as a message may be."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class DeadLetter:
     attempts: int
     at: datetime
     body: bytes
+    log_seq: int
+    """Where the message stands in the log."""
+    cut_from: int | None = None
+    """Bytes of the whole body, where it was too large to be kept; None: `body` is all of it."""
 
 
 async def bury(
@@ -49,28 +60,41 @@ async def bury(
 ) -> None:
     """Keep a message with its body and reason, and say so in the log. `event` is None where it is none of ours.
 
-    The id holds stream, sequence number, time and consumer: a recreated stream counts from 1 again, and two
-    consumers may give up on one message.
+    The id holds stream, sequence number and time, for a recreated stream counts from 1 again; and the consumer, for
+    two may give up on one message. What is no event is so for everybody, and becomes one dead letter.
     """
     meta = message.metadata
-    given = message.headers or {}
+    consumer = meta.consumer if event else EVERY_READER
+    given = {
+        name: value for name, value in (message.headers or {}).items() if len(name) + len(value) < LONGEST_HEADER
+    }
     letter = hashlib.sha256(
-        f"{meta.stream}\n{meta.sequence.stream}\n{meta.timestamp.isoformat()}\n{meta.consumer}".encode()
+        f"{meta.stream}\n{meta.sequence.stream}\n{meta.timestamp.isoformat()}\n{consumer}".encode()
     ).hexdigest()[:32]
+    migration = event.migration if event else given.get("llamaduo-migration", "")
+    if not re.fullmatch(MIGRATION_PATTERN, migration):
+        migration = "unknown"
+    kept = [(name, value) for name, value in given.items() if not name.startswith(("Nats-", "llamaduo-"))]
     headers = {
-        **{name: value for name, value in given.items() if not name.startswith("Nats-")},
+        **dict(kept[:MOST_HEADERS]),
+        "llamaduo-migration": migration,
         "Nats-Msg-Id": f"dead:{letter}",
         "llamaduo-dead-letter": letter,
         "llamaduo-subject": message.subject,
-        "llamaduo-consumer": meta.consumer,
+        "llamaduo-consumer": consumer,
         "llamaduo-error": json.dumps(reason[:2000]),
         "llamaduo-attempts": str(tries),
         "llamaduo-seq": str(meta.sequence.stream),
     }
-    await bus.publish_dead_letter(message.subject, message.data, headers)
+    body = message.data
+    room = bus.client.max_payload - header_bytes(headers) - LONGEST_HEADER
+    if len(body) > room:
+        headers["llamaduo-bytes"] = str(len(body))
+        body = body[:room]
+    await bus.publish_dead_letter(message.subject, body, headers)
     failed = WorkFailed(
-        migration=event.migration if event else given.get("llamaduo-migration", "unknown"),
-        consumer=meta.consumer,
+        migration=migration,
+        consumer=consumer,
         subject=message.subject,
         job=event.id if event else "",
         error=reason[:2000],
@@ -107,6 +131,8 @@ async def list_dead(bus: Bus) -> list[DeadLetter]:
                     attempts=int(headers.get("llamaduo-attempts", "0")),
                     at=message.metadata.timestamp,
                     body=message.data,
+                    log_seq=int(headers.get("llamaduo-seq", "0")),
+                    cut_from=int(headers["llamaduo-bytes"]) if "llamaduo-bytes" in headers else None,
                 )
             )
     await sub.unsubscribe()
@@ -123,16 +149,34 @@ async def find_dead(bus: Bus, letter: str) -> DeadLetter:
 
 async def replay(bus: Bus, dead: DeadLetter) -> None:
     """Put the message back on its subject, free its job for as many tries again, and drop the letter."""
+    body = await _whole_body(bus, dead)
     await _free_job(bus, dead)
     again = identity("replay", dead.id, dead.seq)
     headers = {"Nats-Msg-Id": f"replay:{again}", "content-type": "application/json"}
     if dead.migration:
         headers["llamaduo-migration"] = dead.migration
-    await bus.republish(dead.subject, dead.body, headers)
+    await bus.republish(dead.subject, body, headers)
     await drop(bus, dead)
 
 
+async def _whole_body(bus: Bus, dead: DeadLetter) -> bytes:
+    """The body of the message, from the log where it was too large for the dead letter.
+
+    UserInputError if it is not there any more.
+    """
+    if dead.cut_from is None:
+        return dead.body
+    with contextlib.suppress(NotFoundError):
+        logged = await bus.js.get_msg(EVENTS, dead.log_seq)
+        body = logged.data or b""
+        if logged.subject == dead.subject and len(body) == dead.cut_from and body.startswith(dead.body):
+            return body
+    raise UserInputError(f"the message of dead letter {dead.id} is not in the log any more", hint="drop it")
+
+
 async def _free_job(bus: Bus, dead: DeadLetter) -> None:
+    if dead.consumer == EVERY_READER:
+        return
     try:
         event_id = json.loads(dead.body)["id"]
     except (ValueError, KeyError, TypeError):

@@ -75,15 +75,25 @@ class Work:
     seq: int
 
     async def view(self, migration: str) -> MigrationView:
-        """The migration's view, from the log itself where it has ended. NotYet where it is not known here."""
+        """The migration's view, from the log itself where it has ended.
+
+        NotYet where it is not known here, PermanentError where the log has no such migration.
+        """
+        complete = not self._knows(migration) and await self.mirror.at_end()
         view = self.mirror.get(migration)
         if view is None and self.mirror.has_ended(migration):
             view = MigrationView(migration)
             async for logged in self.bus.log(follow=False):
                 view.add(logged.event)
         if view is None or view.spec is None:
+            if complete:  # whoever asks for work has seen the submission, so it would stand before this message
+                raise PermanentError(f"nobody has submitted a migration {migration}")
             raise NotYet(f"the spec of {migration} has not been replayed here yet", delay=0.5)
         return view
+
+    def _knows(self, migration: str) -> bool:
+        view = self.mirror.get(migration)
+        return self.mirror.has_ended(migration) or (view is not None and view.request is not None)
 
     async def progress(self, event: Event, stage: str, done: float, total: float, note: str = "") -> None:
         """Tell who watches how far this job is."""
@@ -184,8 +194,9 @@ class Message:
         """From bytes to ack, nack or dead letter."""
         desk = self.desk
         try:
-            event = parse_event(self.raw.data)
+            event = parse_event(self.raw.data, self.raw.subject)
         except BadEvent as error:
+            log.warning("%s: a message on %s: %s", self.durable.name, self.raw.subject, describe(error))
             await self._dead_letter(None, str(error), 1)
             return
         if desk.stopping:
@@ -283,7 +294,7 @@ class Message:
                 log.warning("%s: %s: %s, trying again", self.durable.name, event.type, describe(error))
                 await self._nack(self._delay(tries))
             return
-        await self._ack()
+        await self.raw.ack()  # unconfirmed: one that is lost costs another look, and a confirmed one a round trip
 
     async def _run(
         self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]], lease: Lease | None
