@@ -332,7 +332,8 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
     for failure in view.failures:
         event = view.events.get(failure.job)
         # Garbage that names this migration stops nobody, nor does an operator's command that cannot be carried out.
-        if event is None or isinstance(event, Command):
+        # And marks asked for once more are none that a verdict cannot do without.
+        if event is None or isinstance(event, Command | MarksRequested):
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
@@ -390,7 +391,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                     )
     for asked in view.of_type(MarksRequested):
         since = max(asked.at, resumed, busy.get(asked.evaluator) or resumed)
-        if view.decision(asked.candidate.round or 0) is not None or now - since < limit:
+        if asked.id in lost or view.decision(asked.candidate.round or 0) is not None or now - since < limit:
             continue
         marked = view.scored(asked.candidate.key, asked.split, asked.evaluator).get(asked.shard, [])
         if not any(scored.repeat == asked.repeat for scored in marked):
