@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from llamaduo.errors import LlamaDuoError
 from services.emulator.app import make_app, start
 from services.emulator.corpus import write_corpus
 from services.emulator.ledger import Ledger
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
             option = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
             sys.stderr.write(f"{option if problem['loc'] else 'options'}: {problem['msg']}\n")
         return 2
-    except (SettingsError, ValueError, OSError) as error:
+    except (SettingsError, LlamaDuoError, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0

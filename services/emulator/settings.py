@@ -21,6 +21,7 @@ class EmulatorSettings(BaseSettings):
     port: int = Field(default=0, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     port_file: Path | None = Field(default=None, description="file that the chosen port is written to")
     api_key: SecretStr | None = Field(default=None, description="key that callers must send; none: any caller")
+    api_keys_file: Path | None = Field(default=None, description="file with keys of callers (llamaduo keys new)")
     model_name: str = Field(default="scripted-teacher", min_length=1, description="the one model served")
     ledger_file: Path | None = Field(default=None, description="append-only file that keeps the ledger")
     latency_ms: float = Field(default=0.0, ge=0, description="time every answer takes at least")

@@ -35,7 +35,7 @@ from llamaduo.events import (
     WorkFailed,
     WorkWithdrawn,
     encode_event,
-    parse_event,
+    event_of,
 )
 from tests.simulated import START, learner, measured, ref, simulate, trained
 
@@ -64,7 +64,7 @@ class Poison:
     def readable(self) -> bool:
         """Whether it is an event of the contract after all, on its own subject: then it is worked on as one."""
         try:
-            parse_event(self.body, self.subject)
+            event_of(self.subject, self.body)
         except BadEvent:
             return False
         return True

@@ -12,7 +12,7 @@ import pytest
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
-from llamaduo.bus.dead_letters import EVERY_READER, list_dead, replay
+from llamaduo.bus.dead_letters import list_dead, replay
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Message, Work
 from llamaduo.bus.work import claim
@@ -24,6 +24,7 @@ from llamaduo.events import (
     BudgetRefused,
     CancelRequested,
     DatasetReady,
+    EvalFailed,
     Event,
     MigrationCompleted,
     PromoteRequested,
@@ -122,7 +123,7 @@ async def test_garbage_becomes_a_dead_letter_and_stops_nobody(
         await until(lambda: seen(bus, WorkFailed))
         letters = await list_dead(bus)
         assert [letter.body for letter in letters] == [body]
-        assert letters[0].consumer == EVERY_READER
+        assert letters[0].consumer == "trainer"
 
 
 async def test_a_permanent_error_is_not_tried_again(server: NatsServer, tmp_path: Path) -> None:
@@ -339,11 +340,12 @@ async def test_a_cancel_that_comes_while_a_job_is_claimed_stops_it(
 
 async def test_a_refused_budget_is_an_event_and_not_a_dead_letter(server: NatsServer, tmp_path: Path) -> None:
     handler = Trainer(BudgetExhausted("money", 1.0, 0.99))
-    async with connected(server, tmp_path) as bus, serving(trainer(server, tmp_path, handler)):
-        await bus.publish(dataset())
+    service = Service("synthesizer", service_settings(server, tmp_path, "one"), roles={"synthesizer": (handler, 1)})
+    async with connected(server, tmp_path) as bus, serving(service):
+        await bus.publish(EvalFailed(migration="m-1", round=0, verdict="failed", marks={}, gate={}, rows=0))
         refused = (await until(lambda: seen(bus, BudgetRefused)))[0]
         assert isinstance(refused, BudgetRefused) and refused.what == "money"
-        await until(lambda: idle(bus))
+        await until(lambda: idle(bus, "synthesizer"))
         assert await list_dead(bus) == []
 
 

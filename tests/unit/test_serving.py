@@ -54,6 +54,9 @@ class Recorded:
     def healthy(self) -> bool:
         return self.up
 
+    async def metrics(self) -> str:
+        return ""
+
     def pin(self, names: frozenset[str]) -> None:
         self.pinned = names
 

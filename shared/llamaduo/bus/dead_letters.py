@@ -26,8 +26,8 @@ from llamaduo.identity import identity
 
 TRACE = "llamaduo-trace"
 """The header that tells a trace from a dead letter."""
-EVERY_READER = "every reader"
-"""Stands for the consumer of a message that is no event: nobody can read it."""
+PUBLISHED_AT = "llamaduo-at"
+"""Header of a letter that was restored from a backup: when it was first stored."""
 GONE_ALREADY = (10037, 10057)
 """What the server says of a message that is not there to be deleted."""
 LONGEST_HEADER = 512
@@ -88,16 +88,15 @@ async def bury(
 ) -> None:
     """Keep a message with its body and reason, and say so in the log. `event` is None where it is none of ours.
 
-    The id holds stream, sequence number and time, for a recreated stream counts from 1 again; and the consumer, for
-    two may give up on one message. What is no event is so for everybody, and becomes one dead letter.
+    The id holds stream, sequence number, time and consumer: a recreated stream counts from 1 again, and two
+    consumers may give up on one message.
     """
     meta = message.metadata
-    consumer = meta.consumer if event else EVERY_READER
     given = {
         name: value for name, value in (message.headers or {}).items() if len(name) + len(value) < LONGEST_HEADER
     }
     letter = hashlib.sha256(
-        f"{meta.stream}\n{meta.sequence.stream}\n{meta.timestamp.isoformat()}\n{consumer}".encode()
+        f"{meta.stream}\n{meta.sequence.stream}\n{meta.timestamp.isoformat()}\n{meta.consumer}".encode()
     ).hexdigest()[:32]
     migration = event.migration if event else given.get("llamaduo-migration", "")
     if not re.fullmatch(MIGRATION_PATTERN, migration):
@@ -109,7 +108,7 @@ async def bury(
         "Nats-Msg-Id": f"dead:{letter}",
         "llamaduo-dead-letter": letter,
         "llamaduo-subject": message.subject,
-        "llamaduo-consumer": consumer,
+        "llamaduo-consumer": meta.consumer,
         "llamaduo-error": json.dumps(reason[:2000]),
         "llamaduo-attempts": str(tries),
         "llamaduo-seq": str(meta.sequence.stream),
@@ -119,10 +118,10 @@ async def bury(
     if len(body) > room:
         headers["llamaduo-bytes"] = str(len(body))
         body = body[:room]
-    await bus.publish_dead_letter(message.subject, body, headers)
+    await bus.publish_dead_letter(meta.consumer, message.subject, body, headers)
     failed = WorkFailed(
         migration=migration,
-        consumer=consumer,
+        consumer=meta.consumer,
         subject=message.subject,
         job=event.id if event else "",
         error=reason[:2000],
@@ -173,11 +172,18 @@ def _letter(message: Msg) -> DeadLetter:
         migration=headers.get("llamaduo-migration", ""),
         error=error,
         attempts=_number(headers.get("llamaduo-attempts")) or 0,
-        at=message.metadata.timestamp,
+        at=_time(headers.get(PUBLISHED_AT)) or message.metadata.timestamp,
         body=message.data,
         log_seq=_number(headers.get("llamaduo-seq")) or 0,
         cut_from=_number(headers.get("llamaduo-bytes")),
     )
+
+
+def _time(text: str | None) -> datetime | None:
+    with contextlib.suppress(ValueError):
+        time = datetime.fromisoformat(text or "")
+        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return None
 
 
 def _number(text: str | None) -> int | None:
@@ -235,7 +241,7 @@ async def _remove(bus: Bus, dead: DeadLetter, what: Literal["put back", "dropped
         migration=dead.migration, error=shown,
     )  # fmt: skip
     headers = {"Nats-Msg-Id": f"trace:{identity(dead.id, dead.seq)}", TRACE: what}
-    await bus.publish_dead_letter("trace", trace.model_dump_json().encode(), headers)
+    await bus.publish_dead_letter("gone", what.replace(" ", "-"), trace.model_dump_json().encode(), headers)
     try:
         await bus.js.delete_msg(DEAD_LETTERS, dead.seq)
     except APIError as error:
@@ -259,8 +265,6 @@ async def _whole_body(bus: Bus, dead: DeadLetter) -> bytes:
 
 
 async def _free_job(bus: Bus, dead: DeadLetter) -> None:
-    if dead.consumer == EVERY_READER:
-        return
     try:
         event_id = json.loads(dead.body)["id"]
     except (ValueError, KeyError, TypeError):

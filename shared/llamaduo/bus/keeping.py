@@ -13,9 +13,12 @@ from nats.errors import MaxPayloadError
 
 from llamaduo.bus.topology import Timing
 from llamaduo.bus.work import Lease
-from llamaduo.errors import LeaseLost, PermanentError, describe
+from llamaduo.errors import BusFull, LeaseLost, PermanentError, describe
 
 log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_S = 5.0
+"""Between two tries to commit to a bus that is full."""
 
 
 class HandedBack(Exception):
@@ -35,6 +38,8 @@ async def beat(message: Msg, lease: Lease | None, timing: Timing) -> None:
             good_until = time.monotonic() + timing.lease
         except LeaseLost:
             raise
+        except BusFull:  # nobody else can take the job either; whoever is first when there is room has it
+            good_until = time.monotonic() + timing.lease
         except Exception as error:
             if lease is not None and time.monotonic() > good_until:
                 raise LeaseLost("the lease ran out while the bus was away") from error
@@ -49,6 +54,7 @@ async def commit(
     where the results are larger than a message of the bus.
     """
     beating = asyncio.create_task(beat(message, None, timing))
+    pause = first = min(1.0, timing.heartbeat)
     try:
         while True:
             try:
@@ -56,10 +62,11 @@ async def commit(
             except MaxPayloadError as error:
                 size = sum(len(result) for result in results)
                 raise PermanentError(f"the results, {size} bytes, are more than the bus takes at once") from error
-            except (NatsError, TimeoutError) as error:
+            except (NatsError, TimeoutError, BusFull) as error:
                 if leaving():
                     raise HandedBack("finished, but the bus is away") from error
                 log.warning("a finished job could not be committed yet: %s", describe(error))
-            await asyncio.sleep(min(1.0, timing.heartbeat))
+                pause = min(2 * pause, LONGEST_PAUSE_S) if isinstance(error, BusFull) else first
+            await asyncio.sleep(pause)
     finally:
         beating.cancel()

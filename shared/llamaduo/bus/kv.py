@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
 from nats.js.kv import KeyValue as NatsBucket
+
+from llamaduo.bus.room import why_full
+from llamaduo.errors import BusFull
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,11 @@ class KeyValue(Protocol):
         ...
 
     async def create(self, key: str, value: bytes) -> int:
-        """Write a key that does not exist; its revision. KeyConflict if it does."""
+        """Write a key that does not exist; its revision. KeyConflict if it does, BusFull if there is no room."""
         ...
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Overwrite the value of `revision`; the new revision. KeyConflict if it has moved on."""
+        """Overwrite the value of `revision`; the new revision. KeyConflict if it has moved on, BusFull as above."""
         ...
 
     async def keys(self, prefix: str) -> list[str]:
@@ -57,16 +62,12 @@ class NatsKeyValue:
         return Entry(entry.value, entry.revision)
 
     async def create(self, key: str, value: bytes) -> int:
-        try:
+        with _told(key):
             return await self._bucket.create(key, value)
-        except KeyWrongLastSequenceError as error:
-            raise KeyConflict(key) from error
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        try:
+        with _told(key):
             return await self._bucket.update(key, value, last=revision)
-        except KeyWrongLastSequenceError as error:
-            raise KeyConflict(key) from error
 
     async def keys(self, prefix: str) -> list[str]:
         try:
@@ -74,6 +75,18 @@ class NatsKeyValue:
         except NoKeysError:
             return []
         return [key for key in found if key.startswith(prefix)]
+
+
+@contextlib.contextmanager
+def _told(key: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyWrongLastSequenceError as error:
+        raise KeyConflict(key) from error
+    except APIError as error:
+        if (full := why_full(error)) is not None:
+            raise BusFull(full) from error
+        raise
 
 
 class MemoryKeyValue:

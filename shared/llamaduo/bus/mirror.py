@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus, Place
 from llamaduo.errors import NotYet
 from llamaduo.events import (
@@ -14,7 +15,6 @@ from llamaduo.events import (
     MigrationCancelled,
     MigrationCompleted,
     MigrationStopped,
-    subject_of,
 )
 from llamaduo.migrations.fold import MigrationView
 
@@ -27,7 +27,7 @@ class Mirror:
 
     def __init__(self, bus: Bus, types: Sequence[type[Event]]) -> None:
         self._bus = bus
-        self._subjects = sorted({subject_of(model) for model in types})
+        self._subjects = None if set(types) >= set(topology.ALL) else topology.subjects_for(types)
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[AnyEvent], None]] = []
@@ -99,9 +99,9 @@ class Mirror:
         """All migrations that have not ended."""
         return [view for view in self._views.values() if view.ended is None]
 
-    async def at_end(self) -> bool:
-        """Whether everything that the log has now, of the kinds read here, was folded. False where it is not sure."""
-        return await self._place.at_end()
+    def has_read(self, seq: int) -> bool:
+        """Whether everything up to this sequence number, of the kinds read here, was folded."""
+        return self._place.following > seq
 
     async def up_to(self, seq: int, timeout: float = 10) -> None:
         """Wait until the message of this sequence number was folded. NotYet if that takes too long."""

@@ -30,6 +30,7 @@ from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, e
 from llamaduo.errors import (
     BadEvent,
     BudgetExhausted,
+    BusFull,
     LeaseLost,
     NotYet,
     PermanentError,
@@ -45,10 +46,11 @@ from llamaduo.events import (
     RollbackRequested,
     WorkWithdrawn,
     encode_event,
+    event_of,
     parse_event,
 )
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.telemetry import JOB_SECONDS, JOBS, WORK_IN_HAND
+from llamaduo.telemetry import DEAD_LETTERS, JOB_SECONDS, JOBS, WORK_IN_HAND, log_lines_about
 
 if TYPE_CHECKING:
     from faststream.message import StreamMessage
@@ -79,21 +81,16 @@ class Work:
 
         NotYet where it is not known here, PermanentError where the log has no such migration.
         """
-        complete = not self._knows(migration) and await self.mirror.at_end()
         view = self.mirror.get(migration)
         if view is None and self.mirror.has_ended(migration):
             view = MigrationView(migration)
             async for logged in self.bus.log(follow=False):
                 view.add(logged.event)
         if view is None or view.spec is None:
-            if complete:  # whoever asks for work has seen the submission, so it would stand before this message
+            if self.mirror.has_read(self.seq):  # whoever asks for work has seen the submission: it would stand before
                 raise PermanentError(f"nobody has submitted a migration {migration}")
             raise NotYet(f"the spec of {migration} has not been replayed here yet", delay=0.5)
         return view
-
-    def _knows(self, migration: str) -> bool:
-        view = self.mirror.get(migration)
-        return self.mirror.has_ended(migration) or (view is not None and view.request is not None)
 
     async def progress(self, event: Event, stage: str, done: float, total: float, note: str = "") -> None:
         """Tell who watches how far this job is."""
@@ -176,6 +173,8 @@ class Settling(BaseMiddleware):
             await message.settle(lambda: call_next(msg))
         except asyncio.CancelledError:
             raise
+        except BusFull as error:
+            await message.wait_for_room(error)
         except Exception:
             # Silence means "again after ack_wait": the safe answer to a mistake of our own.
             log.exception("settling a message of %s failed", durable.name)
@@ -192,13 +191,17 @@ class Message:
 
     async def settle(self, run: Callable[[], Awaitable[list[Event]]]) -> None:
         """From bytes to ack, nack or dead letter."""
-        desk = self.desk
         try:
-            event = parse_event(self.raw.data, self.raw.subject)
+            event = event_of(self.raw.subject, self.raw.data)
         except BadEvent as error:
             log.warning("%s: a message on %s: %s", self.durable.name, self.raw.subject, describe(error))
             await self._dead_letter(None, str(error), 1)
             return
+        with log_lines_about(migration=event.migration, event=event.id):
+            await self._settle_event(event, run)
+
+    async def _settle_event(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        desk = self.desk
         if desk.stopping:
             await self._put_off(event, LEAVING_PAUSE_S)
             return
@@ -212,6 +215,12 @@ class Message:
             await self._leased(event, run)
         else:
             await self._unleased(event, run)
+
+    async def wait_for_room(self, error: BusFull) -> None:
+        """Have it sent again after a pause that grows: nothing could be written down, and no try is counted."""
+        log.error("%s waits: %s", self.durable.name, error)
+        self.desk.bus.room.full = str(error)
+        await self._nack(self._delay(self.raw.metadata.num_delivered))
 
     def _pointless(self, event: AnyEvent) -> bool:
         """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
@@ -252,7 +261,7 @@ class Message:
             log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
             return
         except (HandedBack, asyncio.CancelledError) as error:
-            with contextlib.suppress(LeaseLost, NatsError, TimeoutError):
+            with contextlib.suppress(LeaseLost, NatsError, TimeoutError, BusFull):
                 await lease.release(counted=False)
             await self._nack(0)
             if isinstance(error, asyncio.CancelledError):
@@ -390,7 +399,7 @@ class Message:
 
     def _delay(self, tries: int) -> float:
         timing = self.desk.timing
-        return float(min(timing.retry_most, timing.retry_first * 2 ** (tries - 1)))
+        return float(min(timing.retry_most, timing.retry_first * 2 ** min(tries - 1, 30)))
 
     async def _ack(self) -> None:
         try:
@@ -427,3 +436,4 @@ class Message:
             calls=calls,
         )
         await self.raw.term()
+        DEAD_LETTERS.labels(self.durable.name).inc()

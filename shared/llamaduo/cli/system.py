@@ -30,6 +30,8 @@ CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise")
 """The only services that are given the environment's API keys."""
 ENGINE_KEYS = ("LLAMADUO_ENGINE_API_KEY", "LLAMADUO_ENGINE_API_KEY_FILE")
 """For inference alone."""
+OUR_OWN_KEYS = ("LLAMADUO_API_KEY", "LLAMADUO_API_KEY_FILE")
+"""What the command line shows to our own endpoints: no service has use for it."""
 VLLM_VARIABLE = "LLAMADUO_VLLM_PYTHON"
 NO_HEALTH = ("nats-server", "emulator")
 STARTING_S = 30.0
@@ -108,6 +110,8 @@ def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
 
 
 def _needs(service: str, key: str) -> bool:
+    if key in OUR_OWN_KEYS:
+        return False
     return service == "inference" if key in ENGINE_KEYS else service in CALL_A_PROVIDER
 
 
@@ -186,6 +190,21 @@ async def running(plan: Plan) -> AsyncIterator[System]:
         finally:
             await _stop(system)
             remove_note(plan.state)
+
+
+@contextlib.asynccontextmanager
+async def own_server(state: Path) -> AsyncIterator[str]:
+    """The state folder's nats-server alone, for a command that needs its data; its URL. The caller holds the folder.
+
+    LlamaDuoError if it does not come up.
+    """
+    port = free_port()
+    system = System(Plan(state), f"nats://127.0.0.1:{port}", Supervisor())
+    try:
+        await _until_server_answers(system, await system.supervisor.start(nats_program(state, port)))
+        yield system.nats_url
+    finally:
+        await _stop(system)
 
 
 async def _stop(system: System) -> None:

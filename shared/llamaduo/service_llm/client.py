@@ -23,7 +23,7 @@ from llamaduo.errors import (
 from llamaduo.event_parts import CallCounts
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
-from llamaduo.service_llm import prices
+from llamaduo.service_llm import metrics, prices
 from llamaduo.service_llm.answers import answer_of
 from llamaduo.service_llm.batches import Batches, Tell
 from llamaduo.service_llm.books import Books
@@ -271,7 +271,8 @@ class ServiceLLMClient:
                 continue
             try:
                 async with self._room(call.llm):
-                    slot = await self._permits.take(call.llm, most.tokens)
+                    with metrics.waiting(call.llm):
+                        slot = await self._permits.take(call.llm, most.tokens)
                     outcome = await self._attempt(call, budgets, flight, entry, most, slot)
             except BudgetHeld as held:
                 # A hold that no live call has any more would be waited for in vain.
