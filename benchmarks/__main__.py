@@ -14,6 +14,7 @@ from benchmarks import faults, limits
 from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
+from benchmarks.gateway import gateway
 from benchmarks.scaling import scaling
 from benchmarks.settling import settling
 from benchmarks.training import training
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "faults": Benchmark(faults.faults, faults.options),
+    "gateway": Benchmark(lambda chosen: gateway(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
     "scaling": Benchmark(lambda chosen: scaling(chosen.quick)),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),

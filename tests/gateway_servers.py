@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import openai
+import yaml
 from aiohttp import web
 
 from services.gateway.app import listen, make_app
@@ -18,6 +22,7 @@ from services.gateway.endpoints import Gateway
 from services.gateway.gateway_file import parse_gateway_file
 from services.gateway.spool import Spool, segments
 from services.gateway.upstream import Target
+from tests.support import ROOT, environment, free_port, until
 
 Behaviour = Literal["answer", "error", "limited", "refuse", "hang", "break_before", "break_within"]
 
@@ -172,3 +177,65 @@ async def gateway(
 def captured(folder: Path) -> list[dict[str, Any]]:
     """The rows in a spool, in the order they were written."""
     return [json.loads(line) for path in segments(folder) for line in path.read_bytes().splitlines()]
+
+
+class GatewayProcess:
+    """`python -m services.gateway` in `folder`, on a port of its own; can be killed and started again."""
+
+    def __init__(self, folder: Path, tree: dict[str, Any], **extra: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gateway.yaml").write_text(yaml.safe_dump(tree))
+        self.folder, self._extra = folder, extra
+        # The same one after a restart, as applications need it.
+        self._port = str(free_port())
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        (self.folder / "port").unlink(missing_ok=True)
+        env = environment(
+            LLAMADUO_GATEWAY_FILE=str(self.folder / "gateway.yaml"),
+            LLAMADUO_GATEWAY_PORT=self._port,
+            LLAMADUO_GATEWAY_PORT_FILE=str(self.folder / "port"),
+            LLAMADUO_STATE_DIR=str(self.folder / "state"),
+            LLAMADUO_PROFILE="faults",
+            **({} if "LLAMADUO_NATS_URL" in self._extra else {"LLAMADUO_GATEWAY_ON_BUS": "false"}),
+            **self._extra,
+        )
+        log = (self.folder / "gateway.log").open("ab")
+        self.process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=env, cwd=ROOT, stderr=log)
+
+        async def listening() -> bool:
+            assert self.process is not None and self.process.poll() is None, self.log()
+            return (self.folder / "port").exists()
+
+        await until(listening, seconds=60, what="a gateway that listens")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{(self.folder / 'port').read_text()}/v1"
+
+    def log(self) -> str:
+        return (self.folder / "gateway.log").read_text()
+
+    def client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.url, api_key="key-of-the-application", max_retries=0)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(20)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+
+
+@asynccontextmanager
+async def gateway_process(folder: Path, tree: dict[str, Any], **extra: str) -> AsyncIterator[GatewayProcess]:
+    one = GatewayProcess(folder, tree, **extra)
+    await one.start()
+    try:
+        yield one
+    finally:
+        one.stop()

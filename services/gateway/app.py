@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 SYNC_S = 1.0
 """How often the disk is made to hold what was captured: what a power cut may cost."""
-LAST_SHIPPING_S = 5.0
-LEAVING_S = 30.0
+LAST_SHIPPING_S = 4.0
+LEAVING_S = 8.0
 """Answers under way may take so long to end when the gateway is told to stop."""
 
 

@@ -5,90 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
-import yaml
 from openai.types.chat import ChatCompletionToolParam
 
 from benchmarks.limits import emulator
 from llamaduo.artifacts import read_bytes
 from llamaduo.events import AdapterLoaded, AdapterPromoted, AdapterRolledBack, Event, TrafficCaptured
-from tests.gateway_servers import stand_in
+from tests.gateway_servers import GatewayProcess, gateway_process, stand_in
 from tests.simulated import trained
-from tests.support import ROOT, connected, environment, free_port, nats_server, until
+from tests.support import connected, nats_server, until
 
 QUESTION: Any = [{"role": "user", "content": "Where is my yoga mat? Order A4821. This is urgent!"}]
 RECORD = '{"intent":"delivery","product":"yoga mat","order":"A4821","urgency":"high"}'
 SCHEMA: dict[str, object] = {"type": "object", "properties": {"intent": {"type": "string"}}}
-
-
-class GatewayProcess:
-    """`python -m services.gateway` in `folder`, on a port of its own; can be killed and started again."""
-
-    def __init__(self, folder: Path, tree: dict[str, Any], **extra: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "gateway.yaml").write_text(yaml.safe_dump(tree))
-        self.folder, self._extra = folder, extra
-        # The same one after a restart, as applications need it.
-        self._port = str(free_port())
-        self.process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        (self.folder / "port").unlink(missing_ok=True)
-        env = environment(
-            LLAMADUO_GATEWAY_FILE=str(self.folder / "gateway.yaml"),
-            LLAMADUO_GATEWAY_PORT=self._port,
-            LLAMADUO_GATEWAY_PORT_FILE=str(self.folder / "port"),
-            LLAMADUO_STATE_DIR=str(self.folder / "state"),
-            LLAMADUO_PROFILE="faults",
-            **({} if "LLAMADUO_NATS_URL" in self._extra else {"LLAMADUO_GATEWAY_ON_BUS": "false"}),
-            **self._extra,
-        )
-        log = (self.folder / "gateway.log").open("ab")
-        self.process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=env, cwd=ROOT, stderr=log)
-
-        async def listening() -> bool:
-            assert self.process is not None and self.process.poll() is None, self.log()
-            return (self.folder / "port").exists()
-
-        await until(listening, seconds=60, what="a gateway that listens")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{(self.folder / 'port').read_text()}/v1"
-
-    def log(self) -> str:
-        return (self.folder / "gateway.log").read_text()
-
-    def client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url, api_key="key-of-the-application", max_retries=0)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(20)
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(60)
-
-
-@asynccontextmanager
-async def gateway_process(folder: Path, tree: dict[str, Any], **extra: str) -> AsyncIterator[GatewayProcess]:
-    one = GatewayProcess(folder, tree, **extra)
-    await one.start()
-    try:
-        yield one
-    finally:
-        one.stop()
 
 
 async def test_the_official_client_works_unchanged_streaming_tools_and_schemas_included(tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "judge-llm-judge": ("services.judge", "--evaluator", "llm-judge"),
     "verdict": ("services.verdict",),
 }
-CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise")
+GATEWAY = {"gateway": ("services.gateway",)}
+GATEWAY_VARIABLE = "LLAMADUO_GATEWAY_FILE"
+"""Only where it is set there are aliases for a gateway to answer."""
+CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise", "gateway")
 """The only services that are given the environment's API keys."""
 ENGINE_KEYS = ("LLAMADUO_ENGINE_API_KEY", "LLAMADUO_ENGINE_API_KEY_FILE")
 """For inference alone."""
@@ -66,6 +69,8 @@ class Plan:
     def services(self) -> dict[str, tuple[str, ...]]:
         """Module and arguments of each service to run, in the order in which they start."""
         wanted = {name: module for name, module in SERVICES.items() if name not in self.without}
+        if self.environment.get(GATEWAY_VARIABLE):
+            wanted |= GATEWAY
         return wanted | {f"judge-{name}": ("services.judge", "--evaluator", name) for name in self.evaluators}
 
 
