@@ -18,8 +18,8 @@ from llamaduo.bus.dead_letters import list_dead
 from llamaduo.bus.topology import Durable
 from llamaduo.errors import BadEvent
 from llamaduo.events import MigrationCompleted, WorkFailed, encode_event, event_of
+from llamaduo.migrations.aliases import Aliases
 from llamaduo.migrations.fold import fold
-from services.inference.aliases import Aliases
 from services.trainer.work_folders import WorkFolders
 from services.verdict.deciding import due
 from tests.faults.poison import Poison, poisons, samples
