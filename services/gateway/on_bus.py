@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from llamaduo.bus.connection import Bus
+from llamaduo.bus.connection import Bus, Place
 from llamaduo.bus.service import ended
 from llamaduo.errors import describe
 from llamaduo.events import subject_of
@@ -47,17 +47,17 @@ class BusLink:
 
     async def _follow(self, bus: Bus) -> None:
         """Until the connection is lost for good."""
-        drained, models = asyncio.Event(), LocalModels()
+        place, models = Place(), LocalModels()
 
         async def read() -> None:
             subjects = [subject_of(model) for model in READ]
-            async for logged in bus.log(subjects, follow=True, drained=drained):
+            async for logged in bus.log(subjects, follow=True, place=place):
                 models.take(logged.event)
-                if drained.is_set():
+                if place.drained.is_set():
                     self._changed(models.known())
 
         async def tell_once_drained() -> None:
-            await drained.wait()
+            await place.drained.wait()
             self._changed(models.known())
 
         async def until_lost() -> None:

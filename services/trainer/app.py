@@ -18,7 +18,7 @@ from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
-from llamaduo.errors import NotYet, PermanentError, UserInputError
+from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.event_parts import Adapter, WeakRow, WorkSpan
 from llamaduo.events import AdapterTrained, DatasetReady, Event, TrainingRequested
 from llamaduo.identity import adapter_digest
@@ -60,7 +60,7 @@ class Trainer:
         spec, data = view.spec, event if isinstance(event, DatasetReady) else view.dataset(event.round)
         assert spec is not None
         if data is None:
-            raise NotYet(f"the data of round {event.round} has not been replayed here yet", delay=1)
+            raise PermanentError(f"{event.migration} has no data of round {event.round}")
         store = await work.bus.artifacts()
         await clear(folder.parent, await work.bus.bucket("work"), work.role)
         base = await self._base(spec.bases[number])

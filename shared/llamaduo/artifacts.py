@@ -124,7 +124,7 @@ class JetStreamArtifacts:
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                     await self._put(sha256, path)
 
-        await self._stored(self._name, ref.uri, put)
+        await self._stored(self._bucket, ref.uri, put)
         return ref
 
     async def _put(self, name: str, path: Path) -> None:

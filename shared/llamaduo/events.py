@@ -29,10 +29,14 @@ from llamaduo.event_parts import (
     RowMark,
     Sha256,
     Split,
+    Time,
     WeakRow,
     WorkSpan,
 )
 from llamaduo.identity import identity
+
+MIGRATION_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
+"""Of a migration's id, which is part of file names, keys of buckets and message headers."""
 
 
 class Event(BaseModel):
@@ -45,9 +49,9 @@ class Event(BaseModel):
 
     type: str
     schema_version: int = 1
-    migration: str
+    migration: str = Field(pattern=MIGRATION_PATTERN)
     submission: int = Field(1, ge=1, description="raised only when somebody asks for the same thing again")
-    at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="when it was published")
+    at: Time = Field(default_factory=lambda: datetime.now(UTC), description="when it was published")
     source: str = Field("", description="the service and replica that published it")
 
     def job_key(self) -> tuple[str | int, ...]:
@@ -517,6 +521,7 @@ AnyEvent = (
 )
 
 EVENT_TYPES: dict[str, type[Event]] = {model.model_fields["type"].default: model for model in AnyEvent.__args__}
+LONGEST_SHOWN = 200
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 _PARSER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 
@@ -551,14 +556,24 @@ def event_of(subject: str, body: bytes) -> AnyEvent:
     return event
 
 
+def _shown(text: str) -> str:
+    """Words of a stranger, as may stand in a log and on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST_SHOWN])
+
+
 def parse_event(body: bytes) -> AnyEvent:
     """Read one event from its JSON body. BadEvent if it is none of this contract."""
     try:
-        return _PARSER.validate_json(body)
+        event = _PARSER.validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadEvent(f"not an event of this contract: {where}: {first['msg']}") from error
+        raise BadEvent(f"not an event of this contract: {_shown(where)}: {_shown(first['msg'])}") from error
+    try:
+        _ = event.id
+    except ValueError as error:
+        raise BadEvent(f"an event without an id: {_shown(str(error))}") from error
+    return event
 
 
 def encode_event(event: Event) -> bytes:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from faststream import AckPolicy
@@ -16,7 +16,6 @@ from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
@@ -47,6 +46,16 @@ class Logged:
     seq: int
 
 
+@dataclass
+class Place:
+    """Where somebody who follows the log is; `Bus.log` keeps it up to date."""
+
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once everything that was there at first has been taken."""
+    following: int = 1
+    """The sequence number to go on from: all before it was taken."""
+
+
 @dataclass(frozen=True)
 class StreamSize:
     """Messages and bytes of a stream, and the bytes at which it refuses more; 0 where it never does."""
@@ -69,6 +78,12 @@ def headers_of(event: Event) -> dict[str, str]:
         "llamaduo-migration": event.migration,
         "traceparent": traceparent(event.migration),
     }
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """Bytes of message headers on the wire, which count towards the server's limit as the body does."""
+    expected = len(f"Nats-Expected-Stream: {topology.DEAD_LETTERS}\r\n")  # which the client adds
+    return 12 + expected + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
 
 
 def inbox_prefix_of(name: str) -> str:
@@ -197,11 +212,12 @@ class Bus:
         return await self._publish(subject, body, topology.EVENTS, headers)
 
     async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
+        size = len(body) + header_bytes(headers)
+        if size > self.client.max_payload:  # the server breaks the connection of a client that tries
+            raise PermanentError(f"{subject}: {size} bytes are more than the bus takes at once")
+
         async def send() -> bool:
-            try:
-                ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
-            except MaxPayloadError as error:
-                raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
+            ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
             return not ack.duplicate
 
         return await self.room.stored(stream, subject, send)
@@ -258,20 +274,20 @@ class Bus:
         raise RetryableError("the bus does not answer", delay=10)
 
     async def log(
-        self, subjects: Sequence[str] | None = None, *, follow: bool, drained: asyncio.Event | None = None
+        self, subjects: Sequence[str] | None = None, *, follow: bool, place: Place | None = None
     ) -> AsyncIterator[Logged]:
         """Replay the log from its start; with `follow` for ever, else up to its present end.
 
         Survives server restarts: it keeps its own place and asks again from there. Foreign messages are skipped.
-        `drained` is set once everything that was there has been taken. RetryableError where the log is not there,
-        unless it is followed.
+        `place` is kept up to date meanwhile. RetryableError where the log is not there, unless it is followed.
         """
+        place = place or Place()
         end = None if follow else await self.last_seq()
-        reader, following, fruitless = self._reader(topology.EVENTS), 1, 0
+        reader, fruitless = self._reader(topology.EVENTS), 0
         async with self._wake_ups(subjects) if follow else contextlib.nullcontext(WakeUps()) as woken:
-            while end is None or following <= end:
+            while end is None or place.following <= end:
                 try:
-                    messages, following_next = await reader.read(following, subjects or None)
+                    messages, following = await reader.read(place.following, subjects or None)
                     fruitless = 0
                 except (TimeoutError, NatsError) as error:
                     fruitless = fruitless + 1 if isinstance(error, NotFoundError) else 0
@@ -279,9 +295,8 @@ class Bus:
                         raise RetryableError("the log cannot be read: run `llamaduo bootstrap`", delay=10) from error
                     await asyncio.sleep(0.3)
                     continue
-                if following_next == following:
-                    if drained is not None:
-                        drained.set()
+                if following == place.following:
+                    place.drained.set()
                     if end is not None:
                         return
                     await woken.wait()
@@ -291,7 +306,7 @@ class Bus:
                         yield Logged(event_of(message.subject, message.body), message.seq)
                     except BadEvent:
                         log.debug("skipping message %d of the log: no event of this contract", message.seq)
-                following = following_next
+                place.following = following
 
     @contextlib.asynccontextmanager
     async def _wake_ups(self, subjects: Sequence[str] | None) -> AsyncIterator[WakeUps]:

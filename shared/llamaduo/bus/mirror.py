@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from llamaduo.bus import topology
-from llamaduo.bus.connection import Bus
+from llamaduo.bus.connection import Bus, Place
 from llamaduo.errors import NotYet
 from llamaduo.events import (
     AnyEvent,
@@ -34,6 +34,7 @@ class Mirror:
         self._listeners: list[Callable[[AnyEvent], None]] = []
         self._views: dict[str, MigrationView] = {}
         self._ended: set[str] = set()
+        self._place = Place()
         self.seq = 0
         self.ready = False
 
@@ -43,20 +44,23 @@ class Mirror:
 
     async def start(self) -> None:
         """Begin to replay; returns when what was in the log has been folded."""
-        drained = asyncio.Event()
-        self._task = asyncio.create_task(self._run(drained), name="mirror")
-        waiting = asyncio.create_task(drained.wait())
+        self._task = asyncio.create_task(self._run(), name="mirror")
+        waiting = asyncio.create_task(self._place.drained.wait())
         done, _ = await asyncio.wait({self._task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if self._task in done:
             waiting.cancel()
             self._task.result()
         self.ready = True
 
-    async def _run(self, drained: asyncio.Event) -> None:
-        async for logged in self._bus.log(self._subjects, follow=True, drained=drained):
+    async def _run(self) -> None:
+        async for logged in self._bus.log(self._subjects, follow=True, place=self._place):
             self._fold(logged.event)
             for listener in self._listeners:
-                listener(logged.event)
+                try:
+                    listener(logged.event)
+                except Exception:
+                    # It is in the log for ever: a service that ended here would end at every start.
+                    log.exception("message %d of the log (%s) is left out", logged.seq, logged.event.type)
             async with self._changed:
                 self.seq = logged.seq
                 self._changed.notify_all()
@@ -95,6 +99,10 @@ class Mirror:
     def open(self) -> list[MigrationView]:
         """All migrations that have not ended."""
         return [view for view in self._views.values() if view.ended is None]
+
+    def has_read(self, seq: int) -> bool:
+        """Whether everything up to this sequence number, of the kinds read here, was folded."""
+        return self._place.following > seq
 
     async def up_to(self, seq: int, timeout: float = 10) -> None:
         """Wait until the message of this sequence number was folded. NotYet if that takes too long."""

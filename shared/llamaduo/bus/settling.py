@@ -77,13 +77,18 @@ class Work:
     seq: int
 
     async def view(self, migration: str) -> MigrationView:
-        """The migration's view, from the log itself where it has ended. NotYet where it is not known here."""
+        """The migration's view, from the log itself where it has ended.
+
+        NotYet where it is not known here, PermanentError where the log has no such migration.
+        """
         view = self.mirror.get(migration)
         if view is None and self.mirror.has_ended(migration):
             view = MigrationView(migration)
             async for logged in self.bus.log(follow=False):
                 view.add(logged.event)
         if view is None or view.spec is None:
+            if self.mirror.has_read(self.seq):  # whoever asks for work has seen the submission: it would stand before
+                raise PermanentError(f"nobody has submitted a migration {migration}")
             raise NotYet(f"the spec of {migration} has not been replayed here yet", delay=0.5)
         return view
 
@@ -195,6 +200,7 @@ class Message:
         try:
             event = event_of(self.raw.subject, self.raw.data)
         except BadEvent as error:
+            log.warning("%s: a message on %s: %s", self.durable.name, self.raw.subject, describe(error))
             await self._dead_letter(None, str(error), 1)
             return
         with log_lines_about(migration=event.migration, event=event.id):
@@ -307,7 +313,7 @@ class Message:
                 log.warning("%s: %s: %s, trying again", self.durable.name, event.type, describe(error))
                 await self._nack(self._delay(tries))
             return
-        await self._ack()
+        await self.raw.ack()  # unconfirmed: one that is lost costs another look, and a confirmed one a round trip
 
     async def _run(
         self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]], lease: Lease | None

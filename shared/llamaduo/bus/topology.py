@@ -294,41 +294,47 @@ def consumer_config(durable: Durable, timing: Timing, deliver: DeliverPolicy = D
     )
 
 
-async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int | None = None) -> None:
+async def bootstrap(
+    js: JetStreamContext, *, profile: str = "default", max_bytes: int | None = None, replicas: int | None = None
+) -> None:
     """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile.
 
-    `max_bytes`: the log's limit, -1 for none; None leaves it as it is.
+    `max_bytes`: the log's limit, -1 for none; None leaves it as it is. `replicas`: on how many servers of a cluster
+    all of it is kept; None: 1 for what is new, else as it is.
     """
     if profile not in TIMINGS:
         raise ValueError(f"unknown profile {profile!r}")
-    await make_stores(js, max_bytes=max_bytes)
+    await make_stores(js, max_bytes=max_bytes, replicas=replicas)
     for contract in SERVICES.values():
         for durable in contract.durables:
             await ensure_durable(js, durable, profile)
 
 
-async def make_stores(js: JetStreamContext, *, max_bytes: int | None = None) -> None:
+async def make_stores(js: JetStreamContext, *, max_bytes: int | None = None, replicas: int | None = None) -> None:
     """Create or update what keeps things: streams, buckets and the artifact store."""
     if max_bytes is None:
         max_bytes = await _limit_of_log(js)
     for stream in (event_stream(max_bytes), dead_letter_stream()):
-        await _ensure_stream(js, stream)
+        await _ensure_stream(js, stream, replicas)
     for bucket in BUCKETS:
         try:
             await js.key_value(bucket)
         except NotFoundError:
-            await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE))
-        await _read_directly_and_never_roll_up(js, f"KV_{bucket}")
-    await make_artifact_store(js)
+            await js.create_key_value(
+                KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE, replicas=replicas or 1)
+            )
+        await _set_up(js, f"KV_{bucket}", replicas)
+    await make_artifact_store(js, replicas)
 
 
-async def make_artifact_store(js: JetStreamContext) -> None:
+async def make_artifact_store(js: JetStreamContext, replicas: int | None = None) -> None:
     """Create the artifact store where it is missing."""
     try:
         await js.object_store(ARTIFACTS)
     except NotFoundError:
-        await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
-    await _read_directly_and_never_roll_up(js, f"OBJ_{ARTIFACTS}")
+        kept = ObjectStoreConfig(storage=StorageType.FILE, replicas=replicas or 1)
+        await js.create_object_store(ARTIFACTS, kept)
+    await _set_up(js, f"OBJ_{ARTIFACTS}", replicas)
 
 
 async def _limit_of_log(js: JetStreamContext) -> int:
@@ -338,9 +344,11 @@ async def _limit_of_log(js: JetStreamContext) -> int:
         return -1
 
 
-async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+async def _ensure_stream(js: JetStreamContext, config: StreamConfig, replicas: int | None) -> None:
+    config.num_replicas = replicas or 1
     try:
-        await js.stream_info(str(config.name))
+        present = await js.stream_info(str(config.name))
+        config.num_replicas = replicas or present.config.num_replicas
     except NotFoundError:
         try:
             await js.add_stream(config)
@@ -350,11 +358,16 @@ async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     await js.update_stream(config)
 
 
-async def _read_directly_and_never_roll_up(js: JetStreamContext, stream: str) -> None:
-    """What is read is in the subject asked on, for permissions to see; and no message can wipe a bucket (roll-up)."""
+async def _set_up(js: JetStreamContext, stream: str, replicas: int | None) -> None:
+    """A bucket's stream as it should be.
+
+    What is read is in the subject asked on, for permissions to see; no message can wipe a bucket (roll-up); it is
+    kept on so many servers.
+    """
     config = (await js.stream_info(stream)).config
-    if not config.allow_direct or config.allow_rollup_hdrs:
-        config.allow_direct, config.allow_rollup_hdrs = True, False
+    wanted = (True, False, replicas or config.num_replicas)
+    if (config.allow_direct, config.allow_rollup_hdrs, config.num_replicas) != wanted:
+        config.allow_direct, config.allow_rollup_hdrs, config.num_replicas = wanted
         await js.update_stream(config)
 
 

@@ -41,7 +41,8 @@ class Aliases:
         """One more event of the log: a promotion goes on top, a roll-back takes out what it names, wherever it is."""
         if isinstance(event, MigrationRequested):
             several = event.spec.get("base_models")
-            self._bases[event.migration] = [str(name) for name in several or [event.spec.get("base_model", "")]]
+            one = [event.spec.get("base_model", "")]
+            self._bases[event.migration] = [str(name) for name in (isinstance(several, list) and several) or one]
         elif isinstance(event, AdapterPromoted | AdapterRolledBack) and event.id not in self._seen:
             self._seen.add(event.id)
             stack = self.without(event.alias, event.migration, event.round)
