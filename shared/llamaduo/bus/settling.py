@@ -26,7 +26,7 @@ from llamaduo.bus.keeping import HandedBack, beat, commit
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.topology import Durable, ServiceContract, Timing
-from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused
+from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused, record_of
 from llamaduo.errors import (
     BadEvent,
     BudgetExhausted,
@@ -212,7 +212,7 @@ class Message:
             await self._put_off(event, LEAVING_PAUSE_S)
             return
         if self._pointless(event):
-            await self._ack()
+            await self._leave_off(event)
             return
         if self._halted(event):
             await self._nack(min(5.0, desk.timing.retry_most))
@@ -239,6 +239,26 @@ class Message:
         view = self.desk.mirror.get(event.migration)
         cancelled = self.durable.leased and view is not None and view.cancel is not None
         return cancelled or self.desk.mirror.has_ended(event.migration)
+
+    async def _leave_off(self, event: AnyEvent) -> None:
+        """Ack work that nobody waits for, once what came of it, or was bought for it, has been told."""
+        if self.durable.leased:
+            record = await record_of(await self.desk.bus.bucket("work"), self._key(event))
+            for body in record.results:
+                await self.desk.bus.publish(parse_event(body.encode()))
+            in_hand = record.state == "running" and record.until > time.time()  # by who will tell of more
+            if not record.results and record.bought.made and not in_hand:
+                await self.desk.bus.publish(self._withdrawn(event, record.bought))
+        await self._ack()
+
+    def _withdrawn(self, event: AnyEvent, calls: CallCounts) -> WorkWithdrawn:
+        return WorkWithdrawn(
+            migration=event.migration,
+            consumer=self.durable.name,
+            job=event.id,
+            calls=calls,
+            source=f"{self.desk.service}/{self.desk.replica}",
+        )
 
     async def _leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
         desk, timing = self.desk, self.desk.timing
@@ -358,17 +378,17 @@ class Message:
                     raise HandedBack(event.id)
                 outcome = "withdrawn"
                 # Nobody waits for a result any more. What was bought for it is told of all the same.
-                calls, consumer = desk.bought_by(event.id), self.durable.name
-                if calls.made:
-                    results = [WorkWithdrawn(migration=event.migration, consumer=consumer, job=event.id, calls=calls)]
+                if lease is not None:
+                    lease.note_bought(desk.bought_by(event.id))
+                    results = [self._withdrawn(event, lease.bought)] if lease.bought.made else []
             else:
                 results = list(handling.result())
                 outcome = "done"
         except BudgetExhausted as error:
             outcome = "budget"
             refused = {"what": error.what, "limit": error.limit, "spent": error.spent}
-            bought = error.calls or CallCounts()
-            results = [BudgetRefused(migration=event.migration, job=event.id, calls=bought, **refused)]
+            paid = error.calls or CallCounts()
+            results = [BudgetRefused(migration=event.migration, job=event.id, calls=paid, **refused)]
         except asyncio.CancelledError:
             outcome = "handed_back"
             handling.cancel()
@@ -378,7 +398,9 @@ class Message:
             beating.cancel()
             desk.running.pop(handling, None)
             desk.withdrawn.discard(handling)
-            desk.bought_by(event.id)
+            bought = desk.bought_by(event.id)
+            if lease is not None:
+                lease.note_bought(bought)
             WORK_IN_HAND.labels(self.durable.name).dec()
             JOBS.labels(self.durable.name, outcome).inc()
             JOB_SECONDS.labels(self.durable.name).observe(time.monotonic() - began)
