@@ -65,7 +65,7 @@ def headers_of(event: Event) -> dict[str, str]:
         "ce-time": event.at.isoformat(),
         "content-type": "application/json",
         "llamaduo-migration": event.migration,
-        "traceparent": traceparent(event.migration),
+        "traceparent": traceparent(event),
     }
 
 
