@@ -205,6 +205,12 @@ class Inference:
             pause = 1.0 if done else min(pause * 2, LONGEST_PAUSE_S)
             await asyncio.sleep(pause)
 
+    async def share_accelerator(self, _bus: Bus, _mirror: Mirror) -> None:
+        """Let a training have the accelerator while nothing is answered or served; goes on for ever."""
+        while True:
+            await self.room.give_way("".join(f"it serves alias {name}" for name in list(self.aliases.now)[-1:]))
+            await asyncio.sleep(0.25)
+
     async def engine_metrics(self) -> str:
         """vLLM's own figures. RetryableError while it cannot be asked."""
         engine = self.room.engine
@@ -212,6 +218,8 @@ class Inference:
 
     async def hold(self, under_way: Sequence[MigrationView]) -> None:
         """Have the engine hold the base model that it should while nobody asks for another."""
+        if self.settings.accelerator_dir is not None:
+            under_way = []  # their training comes first, and waits for the accelerator
         specs = [view.spec for view in under_way if _goes_on(view) and view.spec]
         ranks = {base: spec.recipe.rank for spec in specs for base in spec.bases}
         aliases = list(self.aliases.now.values())
@@ -222,7 +230,7 @@ class Inference:
             aliases=aliases,
             first=self.settings.base_model,
         )
-        if base is not None and base != self.room.base:
+        if base is not None and base != self.room.base and self.room.may_start():
             rank = ranks.get(base, 1 if self.aliases.of_base(base) else DEFAULT_RANK)
             async with self.room.use(base, self.adapters.rank_for(base, rank)):
                 pass
@@ -279,6 +287,8 @@ def build(settings: InferenceSettings, make: MakeEngine | None = None) -> Servic
     )
     service.on_event(inference.adapters.take)
     service.in_background(inference.keep_serving)
+    if settings.accelerator_dir is not None:
+        service.in_background(inference.share_accelerator)
     service.ready_when(inference.adapters.problem)
     service.serves("/metrics/engine", inference.engine_metrics)
     service.on_close(inference.room.close)

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from llamaduo.accelerator import Accelerator
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.bus.connection import Bus
 from llamaduo.errors import LlamaDuoError
@@ -19,9 +20,9 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
 )
+from llamaduo.migrations.aliases import Aliases, Serving
 from services.inference import metrics
 from services.inference.adapter_store import AdapterStore
-from services.inference.aliases import Aliases, Serving
 from services.inference.engine import AdapterFiles, InferenceEngine, served_name
 from services.inference.engines import EngineRoom, MakeEngine, fetch_adapter
 from services.inference.settings import InferenceSettings
@@ -34,7 +35,9 @@ class ServedAdapters:
 
     def __init__(self, settings: InferenceSettings, make_engine: MakeEngine) -> None:
         self._settings = settings
-        self.room = EngineRoom(make_engine)
+        shared = settings.accelerator_dir
+        accelerator = None if shared is None else Accelerator(shared, "inference", settings.replica)
+        self.room = EngineRoom(make_engine, accelerator)
         self.aliases = Aliases()
         self._adapters: dict[str, Adapter] = {}
         self._store: ArtifactStore | None = None

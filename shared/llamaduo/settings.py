@@ -25,6 +25,16 @@ class BusSettings(BaseSettings):
     nats_user: str | None = Field(None, description="NATS user of this service")
     nats_password: SecretStr | None = Field(None, description="its password")
     nats_password_file: Path | None = Field(None, description="a file that holds that password")
+    nats_ca: Path | None = Field(
+        None, description="PEM of who signed the bus's certificate; asks for TLS, as tls:// does"
+    )
+    nats_cert: Path | None = Field(
+        None, description="PEM of this client's own certificate, for a bus that asks for one"
+    )
+    nats_key: Path | None = Field(None, description="PEM of its key")
+    http_ca: Path | None = Field(
+        None, description="PEM of who signed the services' certificates; unset: those the machine trusts"
+    )
     artifacts_url: str | None = Field(
         None, description="file:///folder, s3://bucket/prefix, …; unset: the JetStream object store"
     )
@@ -42,6 +52,10 @@ class ServiceSettings(BusSettings):
     """What every long-running service has beside that."""
 
     http_host: str = Field("127.0.0.1", description="where /healthz, /readyz and /metrics listen")
+    http_cert: Path | None = Field(
+        None, description="PEM of a certificate: HTTP goes over TLS, the OpenAI endpoint too"
+    )
+    http_key: Path | None = Field(None, description="PEM of its key")
     http_port: int = Field(0, ge=0, le=65535, description="0: a free port")
     port_file: Path | None = Field(None, description="where to write the port that was taken")
     replica: str = Field(

@@ -16,7 +16,7 @@ import yaml
 from _pytest.mark import ParameterSet
 
 from deploy.nats import users
-from llamaduo.bus import topology
+from llamaduo.bus import rights, topology
 from llamaduo.settings import ServiceSettings
 from services.inference.settings import InferenceSettings
 from services.judge.settings import JudgeSettings
@@ -114,7 +114,7 @@ def test_what_goes_on_for_ever_is_looked_after(manifest: Manifest) -> None:
 
 
 def test_every_service_of_the_topology_is_there_as_a_user_of_its_own() -> None:
-    wanted = set(users.services())
+    wanted = set(rights.users())
     seen = {}
     for name, deployment in of_kind("Deployment").items():
         (container,) = (pod_of(deployment) or {})["spec"]["containers"]
@@ -296,7 +296,7 @@ def test_a_server_reads_its_configuration_with_passwords_from_files(tmp_path: Pa
     secrets, config = tmp_path / "users", tmp_path / "etc"
     secrets.mkdir()
     config.mkdir()
-    names = [users.password_variable(user) for user in [*users.services(), users.OPERATOR]]
+    names = [users.password_variable(user) for user in [*rights.users(), rights.OPERATOR]]
     for name in names:
         (secrets / name).write_text(f"-007 it's $HOME {name}")
     for file, text in of_kind("ConfigMap")["nats-config"]["data"].items():

@@ -17,16 +17,17 @@ from faststream.nats import JStream, PullSub
 from faststream.nats.subscriber.usecases import PullStreamSubscriber
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from llamaduo import tls
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
-from llamaduo.errors import LlamaDuoError, RetryableError, describe
+from llamaduo.errors import LlamaDuoError, RetryableError, UserInputError, describe
 from llamaduo.event_parts import CallCounts
-from llamaduo.events import AnyEvent, CancelRequested
-from llamaduo.settings import ServiceSettings
+from llamaduo.events import AnyEvent, CancelRequested, PauseRequested
+from llamaduo.health_api import health_app
+from llamaduo.settings import ServiceSettings, bus_login
 from llamaduo.telemetry import (
     BUS_CONNECTED,
     CONSUMER_LAG,
@@ -112,7 +113,7 @@ class Service:
         self._stop.set()
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT; returns the process's work done in order."""
+        """Run until SIGTERM or SIGINT; returns the process's work done in order. Exit code 2: settings are wrong."""
         set_up_logging(self.name, self.settings.log_level)
         code = asyncio.run(self._main())
         logging.shutdown()
@@ -122,7 +123,12 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        runner = await self._serve_http()
+        try:
+            tls.for_bus(self.settings), bus_login(self.settings)
+            runner = await self._serve_http()
+        except UserInputError as error:
+            log.critical("%s", error)
+            return 2
         code = 0
         try:
             await self.serve()
@@ -140,7 +146,7 @@ class Service:
         def settling(msg: object, *, context: object) -> Settling:
             return Settling(msg, context=context, desk=holder[0])
 
-        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling]))
+        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling], patient=True))
         leaving = asyncio.create_task(self._stop.wait())
         await asyncio.wait({connecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not connecting.done():
@@ -162,7 +168,7 @@ class Service:
             self._tracing(),
         )
         holder.append(desk)
-        mirror.on_event(functools.partial(_withdraw, desk))
+        mirror.on_event(functools.partial(_stop_work, desk, mirror))
         for listener in self._listeners:
             mirror.on_event(listener)
         tasks: list[asyncio.Task[None]] = []
@@ -179,6 +185,7 @@ class Service:
             for task in tasks:
                 await ended(task)
             desk.stopping = True
+            bus.room.leave()
             await _stop_fetching(bus)
             await desk.hand_back()
             for close in self._closing:
@@ -282,11 +289,13 @@ class Service:
             elif info.config.max_deliver not in (-1, None) or info.config.ack_wait != wanted.ack_wait:
                 problems.append(f"durable {durable.name} has other settings: run `llamaduo bootstrap`")
         try:
+            if not (await bus.js.stream_info(topology.EVENTS)).config.allow_direct:
+                problems.append("the log is that of an older release: run `llamaduo bootstrap`")
             await bus.bucket("work")
         except NotFoundError:
             problems.append("bucket work does not exist: run `llamaduo bootstrap`")
-        except RetryableError as error:
-            return [str(error)]
+        except (RetryableError, NatsError, TimeoutError) as error:
+            return [f"the bus does not answer: {describe(error)}"]
         return problems
 
     async def _watch(self, bus: Bus, mirror: Mirror) -> None:
@@ -299,29 +308,23 @@ class Service:
             gone = gone + 1 if any("does not exist" in p for p in problems) else 0
             if gone >= 3:
                 raise RuntimeError("; ".join(problems))
+            if bus.room.full is not None:
+                problems.append(bus.room.full)
             if mirror.failed:
                 raise RuntimeError("the reader of the log died")
             problems += [p for check in self._ready_checks if (p := check()) is not None]
+            problems += [bus.denials.recent] if bus.denials.recent else []
             self._problems = problems
             await asyncio.sleep(self.timing.tick)
 
     async def _serve_http(self) -> web.AppRunner:
-        async def healthz(_: web.Request) -> web.Response:
-            return web.json_response({"alive": True, "service": self.name, "replica": self.settings.replica})
-
-        async def readyz(_: web.Request) -> web.Response:
-            ready = not self._problems
-            return web.json_response({"ready": ready, "problems": self._problems}, status=200 if ready else 503)
-
-        async def metrics(_: web.Request) -> web.Response:
-            return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-        app = web.Application()
-        app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+        app = health_app(self.name, self.settings.replica, lambda: self._problems)
         app.add_routes(self._routes)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, self.settings.http_host, self.settings.http_port)
+        site = web.TCPSite(
+            runner, self.settings.http_host, self.settings.http_port, ssl_context=tls.for_http(self.settings)
+        )
         await site.start()
         if self.settings.port_file is not None:
             port = runner.addresses[0][1]
@@ -368,6 +371,8 @@ async def _undecoded(msg: object) -> object:
     return msg
 
 
-def _withdraw(desk: Desk, event: AnyEvent) -> None:
+def _stop_work(desk: Desk, mirror: Mirror, event: AnyEvent) -> None:
     if isinstance(event, (CancelRequested, *topology.ENDS)):
         desk.withdraw(event.migration)
+    elif isinstance(event, PauseRequested) and (view := mirror.get(event.migration)) is not None and view.paused:
+        desk.put_down(event.migration)

@@ -18,6 +18,9 @@ class What(StrEnum):
 
 
 def bootstrap(
+    max_bytes: Annotated[
+        int | None, typer.Option(help="The log's limit in bytes, -1 for none; it refuses what is beyond.", min=-1)
+    ] = None,
     replicas: Annotated[
         int | None,
         typer.Option(min=1, max=5, help="Keep all of it on so many servers of a cluster: with 3 one may be lost."),
@@ -29,7 +32,7 @@ def bootstrap(
 
     async def work() -> None:
         async with the_bus() as bus:
-            await topology.bootstrap(bus.js, profile=bus.settings.profile, replicas=replicas)
+            await topology.bootstrap(bus.js, profile=bus.settings.profile, max_bytes=max_bytes, replicas=replicas)
         typer.echo("the bus is set up")
 
     run(work())
