@@ -22,6 +22,7 @@ from llamaduo.migrations.fold import fold
 from services.inference.aliases import Aliases
 from services.trainer.work_folders import WorkFolders
 from services.verdict.deciding import due
+from services.verdict.metrics import LogFigures
 from tests.faults.poison import Poison, poisons, samples
 from tests.faults.run import spec, wait_ready
 from tests.faults.stage import SERVICES, Stage, staged
@@ -73,7 +74,7 @@ def test_every_message_is_drawn_again_by_its_seed_and_most_cannot_be_read() -> N
 
 def test_ten_thousand_wrong_messages_are_refused_or_can_be_judged() -> None:
     """What can be read is folded as it comes, and at every event it is clear what is due: at worst a named stop."""
-    aliases, folders, refused = Aliases(), WorkFolders(Path("nowhere")), 0
+    aliases, folders, figures, refused = Aliases(), WorkFolders(Path("nowhere")), LogFigures(), 0
     for message in poisons(COUNT, SEED, "m-1", 10_000):
         try:
             event = event_of(message.subject, message.body)
@@ -84,6 +85,8 @@ def test_ten_thousand_wrong_messages_are_refused_or_can_be_judged() -> None:
         own = fold([requested(event.migration), dataset(0, migration=event.migration), event])
         for one in (own, fold([event])):
             assert all(encode_event(due_now) for due_now in due(one, START))
+        figures.take(event)
+        figures.show([own, fold([event])], START)
         aliases.take(event)
         folders.take(event)
         assert event_of(event.type, encode_event(event)).id == event.id
