@@ -20,11 +20,13 @@ from llamaduo.bus.dead_letters import list_dead
 from llamaduo.bus.room import Room
 from llamaduo.bus.service import Service
 from llamaduo.bus.work import Record
+from llamaduo.cli.system import SERVICES, Plan, running
 from llamaduo.errors import BusFull
 from llamaduo.events import DatasetReady, MigrationCompleted, WorkFailed
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.service_llm.cas import change
 from llamaduo.service_llm.clock import SystemClock
+from llamaduo.settings import BusSettings
 from tests.loop.test_backup import completed
 from tests.loop.test_loop import all_services, emulator, ended, spec_of, submit
 from tests.support import NatsServer, bus_settings, connected, nats_server, serving, until
@@ -199,3 +201,29 @@ async def test_who_leaves_waits_no_more(server: NatsServer, tmp_path: Path) -> N
         with pytest.raises(BusFull):
             await asyncio.wait_for(task, 5)
         await patient.close()
+
+
+@pytest.mark.timeout(200)
+async def test_up_starts_its_server_anew_once_there_is_room(tmp_path: Path) -> None:
+    told: list[str] = []
+    with small_disk(tmp_path / "disk", 128 * MIB) as disk:
+        plan = Plan(disk / "state", nats_port=0, without=tuple(SERVICES), say=told.append)
+        async with running(plan) as system:
+            server = system.supervisor.children["nats-server"]
+            first = server.pid
+            bus = await Bus.connect(BusSettings(nats_url=system.nats_url), "test", patient=True)
+            await bus.publish(dataset(0))
+            ballast = fill(disk, leave=65_536)
+            writing = asyncio.create_task(bus.republish("dataset.ready", bytes(200_000), {"Nats-Msg-Id": "large"}))
+
+            async def noticed() -> bool:
+                return bool(told)
+
+            await until(noticed, seconds=40, what="that the disk is full")
+            assert server.pid == first and not writing.done()
+            ballast.unlink()
+            await asyncio.wait_for(writing, 60)
+            assert server.pid not in (None, first) and server.quick_deaths <= 1
+            assert await bus.last_seq() == 2
+            await bus.close()
+    assert ["full" in line for line in told] == [True, False]

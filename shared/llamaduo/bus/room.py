@@ -27,7 +27,7 @@ LONGEST_PAUSE_S, LONGEST_PAUSE_WHEN_FULL_S = 5.0, 30.0
 STORE_FAILED, SERVER_FULL, GENERAL = 10077, (10002, 10023, 10047), 10051
 NOT_TAKEN = (10060, 10122)
 RAISE_IT = "raise its limit: `llamaduo bootstrap --max-bytes N` (-1: none)"
-FREE_IT = "make room on the disk of its nats-server, then start that anew"
+FREE_IT = "make room on the disk of its nats-server, then start that anew (`llamaduo up` does it by itself)"
 
 
 def why_full(error: BaseException) -> str | None:
