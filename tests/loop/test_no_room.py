@@ -20,6 +20,8 @@ from llamaduo.bus.dead_letters import list_dead
 from llamaduo.bus.room import Room
 from llamaduo.bus.service import Service
 from llamaduo.bus.work import Record
+from llamaduo.cli.doctor import Machine
+from llamaduo.cli.log_room import log_room
 from llamaduo.cli.system import SERVICES, Plan, running
 from llamaduo.errors import BusFull
 from llamaduo.events import DatasetReady, MigrationCompleted, WorkFailed
@@ -44,10 +46,10 @@ def dataset(number: int) -> DatasetReady:
     return DatasetReady(migration="m-1", round=number, splits={}, rows={}, digest="0" * 64)
 
 
-async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str, starts: int = 1) -> None:
-    """It completed as if nothing had been; nobody counted a try; the emulator answered each call once.
+async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str) -> None:
+    """It completed as if nothing had been; the emulator answered each call once; nothing was tried again and again.
 
-    A job was begun `starts` times at most.
+    A second start can be: on a busy machine the reply to a claim gets lost, or one of these short leases runs out.
     """
     assert isinstance(view.ended, MigrationCompleted), view.ended
     assert view.passed is not None
@@ -57,7 +59,7 @@ async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str
     work = await bus.bucket("work")
     records = [await work.get(key) for key in await work.keys("")]
     failures = [Record.model_validate_json(entry.value).failures for entry in records if entry is not None]
-    assert max(failures) <= starts
+    assert max(failures) <= 2
 
 
 async def test_with_a_full_log_everybody_waits_and_goes_on(
@@ -82,12 +84,16 @@ async def test_with_a_full_log_everybody_waits_and_goes_on(
             with pytest.raises(BusFull, match="bootstrap --max-bytes"):  # a command does not wait
                 for number in range(1000):  # small ones may still fit
                     await bus.publish(dataset(number))
+            machine = Machine(tmp_path, {"LLAMADUO_NATS_URL": server.url}, tmp_path)
+            found = await asyncio.to_thread(log_room, machine)
+            assert found.state == "need" and "full" in found.detail and found.mend.startswith("llamaduo bootstrap")
             tries = 0
             await asyncio.sleep(3)  # the pace of the tries is what is looked at
             assert tries < 3 * 10 * len(services), "no hot loop"
             await topology.bootstrap(bus.js, profile="faults")
             assert (await bus.js.stream_info(topology.EVENTS)).config.max_bytes == 100_000, "a limit stays"
             await topology.bootstrap(bus.js, profile="faults", max_bytes=-1)
+            assert (await asyncio.to_thread(log_room, machine)).state == "ok"
             view = await until(lambda: ended(bus, migration), seconds=90, what="the end")
             await nothing_lost_and_nothing_twice(bus, view, url)
 
@@ -143,8 +149,7 @@ async def test_a_disk_that_runs_full_stops_nobody_for_good(tmp_path: Path) -> No
                 server.kill()
                 server.start()
                 view = await until(lambda: ended(bus, migration), seconds=120, what="the end")
-                # Two: these leases are short, and may run out while the server is started anew.
-                await nothing_lost_and_nothing_twice(bus, view, url, starts=2)
+                await nothing_lost_and_nothing_twice(bus, view, url)
 
 
 async def test_each_kind_of_write_waits_for_room(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from llamaduo.bus.progress import Progress
 from llamaduo.bus.reading import messages
 from llamaduo.bus.room import Room
 from llamaduo.bus.trace import traceparent
-from llamaduo.errors import BadEvent, PermanentError, RetryableError
+from llamaduo.errors import BadEvent, LlamaDuoError, PermanentError, RetryableError
 from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
 from llamaduo.settings import BusSettings
 
@@ -215,6 +215,16 @@ class Bus:
                 return (await self.js.stream_info(topology.EVENTS)).state.last_seq
             await asyncio.sleep(0.3)
         raise RetryableError("the bus does not answer", delay=10)
+
+    async def log_size(self) -> tuple[int, int]:
+        """Bytes in the log and its limit, -1 for none. LlamaDuoError where there is no log, or nobody answers."""
+        try:
+            info = await self.js.stream_info(topology.EVENTS)
+        except NotFoundError as error:
+            raise LlamaDuoError("this bus is not set up: run `llamaduo bootstrap`") from error
+        except (TimeoutError, NatsError) as error:
+            raise RetryableError(f"the bus does not answer: {type(error).__name__}") from error
+        return info.state.bytes, info.config.max_bytes or -1
 
     async def log(
         self, subjects: Sequence[str] | None = None, *, follow: bool, drained: asyncio.Event | None = None
