@@ -260,9 +260,12 @@ class Bus:
         return StreamReader(self.client, stream, self.denials)
 
     async def stream_size(self, stream: str) -> StreamSize:
-        """How full a stream is. RetryableError when the bus stays away."""
-        with _bus_is_there():
-            info = await self.js.stream_info(stream)
+        """How full a stream is. RetryableError when the bus stays away, or is not set up."""
+        try:
+            with _bus_is_there():
+                info = await self.js.stream_info(stream)
+        except NotFoundError as error:
+            raise RetryableError("this bus is not set up: run `llamaduo bootstrap`", delay=10) from error
         return StreamSize(info.state.messages, info.state.bytes, max(0, info.config.max_bytes or 0))
 
     async def last_seq(self) -> int:
