@@ -35,6 +35,8 @@ class DeadLetter:
     attempts: int
     at: datetime
     body: bytes
+    logged: int
+    """Its place in the log."""
 
 
 async def bury(
@@ -107,6 +109,7 @@ async def list_dead(bus: Bus) -> list[DeadLetter]:
                     attempts=int(headers.get("llamaduo-attempts", "0")),
                     at=message.metadata.timestamp,
                     body=message.data,
+                    logged=int(headers.get("llamaduo-seq", "0")),
                 )
             )
     await sub.unsubscribe()
@@ -122,7 +125,15 @@ async def find_dead(bus: Bus, letter: str) -> DeadLetter:
 
 
 async def replay(bus: Bus, dead: DeadLetter) -> None:
-    """Put the message back on its subject, free its job for as many tries again, and drop the letter."""
+    """Put the message back on its subject, free its job for as many tries again, and drop the letter.
+
+    UserInputError where the log has no such message: any evaluator may write letters, and the operator's word counts.
+    """
+    original = await bus.stored(dead.logged) if dead.logged else None
+    if original is None or (original.subject, original.body) != (dead.subject, dead.body):
+        raise UserInputError(
+            f"the log has no such message as dead letter {dead.id} holds", hint="`llamaduo dlq drop` removes it"
+        )
     await _free_job(bus, dead)
     again = identity("replay", dead.id, dead.seq)
     headers = {"Nats-Msg-Id": f"replay:{again}", "content-type": "application/json"}
