@@ -16,9 +16,9 @@ from llamaduo.events import (
     encode_event,
 )
 from llamaduo.identity import adapter_digest
+from llamaduo.migrations.aliases import Aliases
 from llamaduo.migrations.fold import fold
 from services.inference.adapter_check import CONFIG, WEIGHTS
-from services.inference.aliases import Aliases
 from services.inference.app import build
 from services.inference.settings import InferenceSettings
 from tests.adapter_files import write_safetensors
