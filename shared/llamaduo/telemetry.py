@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from llamaduo.masking import learn_environment, masked
 
 JOBS = Counter("llamaduo_jobs_total", "Jobs by role and outcome", ["role", "outcome"])
 JOB_SECONDS = Histogram(
@@ -21,7 +24,7 @@ CONSUMER_LAG = Gauge("llamaduo_consumer_lag", "Messages waiting for a role", ["r
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line, without the secrets that this process knows."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -33,15 +36,16 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "service": self._service,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = masked(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
 
 
 def set_up_logging(service: str, level: str) -> None:
-    """JSON lines on stderr."""
+    """JSON lines on stderr. What this process's environment says to be secret is in none of them."""
+    learn_environment(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)
