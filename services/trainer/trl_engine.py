@@ -10,12 +10,12 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llamaduo.scratch_folders import make_scratch
 from services.trainer.engine import (
     ADAPTER_FILES,
     LOG_NAME,
@@ -46,7 +46,7 @@ class TrlEngine:
     def __init__(self, python: str = sys.executable, *, keep_spare: bool = False) -> None:
         self._python, self._keep_spare = python, keep_spare
         self._spare: asyncio.subprocess.Process | None = None
-        self._early_log = Path(tempfile.mkdtemp(prefix="llamaduo-trainer-")) / "child.log"
+        self._early_log = make_scratch("trainer") / "child.log"
 
     async def warm_up(self) -> None:
         """Start a spare child, if it is wanted and there is none."""
