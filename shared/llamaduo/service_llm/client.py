@@ -145,8 +145,9 @@ class ServiceLLMClient:
             flight = flight or self._start(call, budgets)
             try:
                 entry = await self._join(flight)
+                return answer_of(call, entry, from_ledger=not (started and flight.sent))
             except _Dropped:
-                continue
+                pass
             except asyncio.CancelledError:
                 if started and flight.bought is not None:
                     late.append(outcome_of(call, flight.bought))
@@ -154,8 +155,8 @@ class ServiceLLMClient:
             except BudgetExhausted:
                 if started or flight.migration == call.migration:
                     raise
-                continue
-            return answer_of(call, entry, from_ledger=not (started and flight.sent))
+            # A flight that has ended leaves the list in the event loop's next turn, and joining it waits for nothing.
+            await asyncio.sleep(0)
 
     async def ask_all(self, calls: Sequence[Call], budgets: Budgets) -> list[Answer | LlamaDuoError]:
         """Ask many calls, as many at once as the spec allows; one result a call, in order.
