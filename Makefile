@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-main demo test test-fast test-compose faults lint format docs clean
+.PHONY: help setup setup-main demo test test-fast test-compose faults fuzz-http lint format docs clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,6 +24,7 @@ test: setup ## all tests, one small loop with real training and real vLLM among 
 	$(PY) -m pytest -n 2 --dist loadfile -m "not vllm and not training" tests/loop
 	$(PY) -m pytest -m "vllm or training" tests/loop
 	$(PY) -m pytest tests/faults
+	$(PY) -m pytest tests/http_fuzz
 
 test-fast: setup-main ## the tests that start no model and no container
 	$(PY) -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/compose
@@ -33,6 +34,9 @@ test-compose: setup-main ## the light services as real containers (needs docker,
 
 faults: setup-main ## migrations under seeded faults of all kinds: make faults SEED=1 RUNS=20
 	$(PY) -m tests.faults --seed $(or $(SEED),1) --runs $(or $(RUNS),3)
+
+fuzz-http: setup-main ## made-up requests to each HTTP API: make fuzz-http SEED=7 REQUESTS=10000
+	$(PY) -m tests.http_fuzz --seed $(or $(SEED),1) --requests $(or $(REQUESTS),10000)
 
 lint: setup-main ## ruff, mypy (strict) and the import rules
 	$(PY) -m ruff check .
@@ -47,6 +51,7 @@ format: setup-main ## let ruff mend what it can
 docs: setup-main ## write docs/contract and the bus's users anew from the code
 	$(PY) -m llamaduo.contract
 	$(PY) -m deploy.nats.users
+	$(PY) -m deploy.http_contract
 
 clean: ## take the environments, the state folder and all caches away
 	rm -rf .venv .venv-vllm .llamaduo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

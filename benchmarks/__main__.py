@@ -14,6 +14,8 @@ from benchmarks import faults, limits
 from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
 from benchmarks.contamination import contamination
+from benchmarks.gateway import gateway
+from benchmarks.scaling import scaling
 from benchmarks.settling import settling
 from benchmarks.training import training
 from benchmarks.verdict import verdict
@@ -33,7 +35,9 @@ BENCHMARKS = {
     "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "faults": Benchmark(faults.faults, faults.options),
+    "gateway": Benchmark(lambda chosen: gateway(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
+    "scaling": Benchmark(lambda chosen: scaling(chosen.quick)),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
     "training": Benchmark(lambda chosen: training(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),

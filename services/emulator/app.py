@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import ssl
 import time
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.typedefs import Handler, Middleware
 from pydantic import JsonValue, ValidationError
 
+from llamaduo.api_keys import KeyFile
+from llamaduo.http_api import guarded
 from services.emulator import wire
 from services.emulator.answers import Answer, answer, tokens
 from services.emulator.batches import BatchAsked, Batches
@@ -122,7 +126,11 @@ class _Emulator:
         return said, wire.usage(prompt_tokens, completion_tokens)
 
     async def upload(self, request: web.Request) -> web.Response:
-        form = await request.post()
+        try:
+            form = await request.post()
+        except (BadHttpMessage, ValueError, LookupError, AssertionError):
+            # What a form from strangers can be, aiohttp says in many ways.
+            return _refuse(400, wire.error("The body is no form.", "invalid_request_error"))
         file = form.get("file")
         if form.get("purpose") != "batch" or not isinstance(file, web.FileField):
             return _refuse(400, wire.error("A file with purpose `batch` is asked for.", "invalid_request_error"))
@@ -187,16 +195,18 @@ class _Emulator:
         return response
 
 
-def _check_key(
-    settings: EmulatorSettings,
-) -> Middleware:
-    """A middleware that lets only callers with the key in, where one is set; `/healthz` is open to all."""
+def _check_key(settings: EmulatorSettings) -> Middleware:
+    """A middleware that lets only callers with a key in, where any is set; `/healthz` is open to all."""
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
+    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file is not None else None
+    open_to_all = key is None and keys is None
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        allowed = key is None or hmac.compare_digest(given.encode(), key.encode())
+        allowed = open_to_all or (keys is not None and keys.owner_of(given) is not None)
+        if key is not None:
+            allowed = allowed or hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key.encode())
         if not allowed and request.path != "/healthz":
             message = "Incorrect API key provided."
             refusal = wire.error(message, "invalid_request_error", "invalid_api_key")
@@ -206,43 +216,33 @@ def _check_key(
     return check
 
 
-@web.middleware
-async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives aiohttp's own refusals (path, method, size of the body) OpenAI's error shape."""
-    try:
-        return await handler(request)
-    except web.HTTPError as problem:
-        return _refuse(problem.status, wire.error(problem.reason, "invalid_request_error"), close=True)
-
-
 def make_app(
     settings: EmulatorSettings, ledger: Ledger, clock: Callable[[], float] = time.monotonic
 ) -> web.Application:
     """The server as an aiohttp application. The caller owns and closes the ledger."""
     emulator = _Emulator(settings, ledger, clock)
-    app = web.Application(middlewares=[_openai_errors, _check_key(settings)], client_max_size=settings.max_body_bytes)
-    app.add_routes(
-        [
-            web.get("/healthz", emulator.health),
-            web.get("/v1/models", emulator.models),
-            web.post("/v1/chat/completions", emulator.chat),
-            web.post("/v1/files", emulator.upload),
-            web.get("/v1/files/{name}/content", emulator.content),
-            web.post("/v1/batches", emulator.create_batch),
-            web.get("/v1/batches", emulator.list_batches),
-            web.get("/v1/batches/{name}", emulator.batch),
-            web.post("/v1/batches/{name}/cancel", emulator.cancel_batch),
-            web.get("/emulator/ledger", emulator.ledger),
-            web.post("/emulator/reset", emulator.reset),
-        ]
-    )
-    return app
+    routes = [
+        web.get("/healthz", emulator.health),
+        web.get("/v1/models", emulator.models),
+        web.post("/v1/chat/completions", emulator.chat),
+        web.post("/v1/files", emulator.upload),
+        web.get("/v1/files/{name}/content", emulator.content),
+        web.post("/v1/batches", emulator.create_batch),
+        web.get("/v1/batches", emulator.list_batches),
+        web.get("/v1/batches/{name}", emulator.batch),
+        web.post("/v1/batches/{name}/cancel", emulator.cancel_batch),
+        web.get("/emulator/ledger", emulator.ledger),
+        web.post("/emulator/reset", emulator.reset),
+    ]
+    return guarded(routes, largest_body=settings.max_body_bytes, further=[_check_key(settings)])
 
 
-async def start(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+async def start(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> tuple[web.AppRunner, int]:
     """Listens; returns the runner (its `cleanup()` stops the server) and the port (a free one for 0)."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
+    site = web.TCPSite(runner, host, port, ssl_context=tls)
     await site.start()
     return runner, int(runner.addresses[0][1])

@@ -7,19 +7,30 @@ place in the engine's order of base and adapter requests. Tools are put into wor
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import logging
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
 
+from llamaduo.api_keys import KeyFile
 from llamaduo.errors import RetryableError
+from llamaduo.http_api import REQUEST_ID, error_body, guarded, json_object, refused
 from llamaduo.tool_calls import ToolWording
+from services.inference.engine import EngineNotReady
 from services.inference.tool_requests import BadToolRequest, answered, as_stream, asked, needs_tools
 from services.inference.vllm_client import BROKEN, VllmClient
 
-_LARGEST_BODY = 16 * 1024 * 1024
+log = logging.getLogger(__name__)
+
+LARGEST_BODY = 4 * 1024 * 1024
+"""Bytes of a request, unless it is told otherwise."""
+_MOST_CHOICES = 16
+_MOST_PROMPTS = 64
 _CHAT = "/v1/chat/completions"
 _GENERATING = (_CHAT, "/v1/completions")
 _PASSED_BACK = ("Content-Type", "Cache-Control")
@@ -42,29 +53,43 @@ class Places(Protocol):
 
 
 class Endpoint:
-    """Listens on `host` and `port` (0: a free one, known after `start`)."""
+    """Listens on `host` and `port` (0: a free one, known after `start`); with `keys`, for their owners alone.
 
-    def __init__(self, engine: Places, host: str, port: int) -> None:
-        self._engine = engine
+    A body of more than `largest_body` bytes is refused.
+    """
+
+    def __init__(
+        self,
+        engine: Places,
+        host: str,
+        port: int,
+        *,
+        keys: KeyFile | None = None,
+        largest_body: int = LARGEST_BODY,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._engine, self._tls = engine, tls
+        self._keys, self._largest_body = keys, largest_body
         self._host, self._port = host, port
         self._runner: web.AppRunner | None = None
 
     @property
     def base_url(self) -> str:
         host = "127.0.0.1" if self._host in ("", "0.0.0.0", "::") else self._host  # noqa: S104
-        return f"http://{host}:{self._port}/v1"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}/v1"
 
     async def start(self) -> None:
         if self._runner is not None:
             return
-        app = web.Application(client_max_size=_LARGEST_BODY)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/v1/models", self._models)
-        for path in _GENERATING:
-            app.router.add_post(path, self._generate)
+        routes = [
+            web.get("/health", self._health),
+            web.get("/v1/models", self._models),
+            *(web.post(path, self._generate) for path in _GENERATING),
+        ]
+        app = guarded(routes, largest_body=self._largest_body, keys=self._keys)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port)
+        site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
         try:
             await site.start()
         except OSError:
@@ -83,22 +108,28 @@ class Endpoint:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         try:
-            return await _forward(self._engine.client_now(), request, None)
+            client = self._engine.client_now()
+            async with client.session.get(f"{client.url}{request.path}") as answer:
+                text = await answer.text()
+                if answer.status != 200:
+                    return _failed(answer.status, text)
+                found = json.loads(text)
         except (RetryableError, *BROKEN) as error:
             return _unavailable(error)
+        # Where the files of a model lie is nobody's business.
+        shown = [{key: value for key, value in one.items() if key != "root"} for one in found["data"]]
+        return web.json_response({**found, "data": shown})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        try:
-            body = json.loads(await request.read())
-            model = body.get("model", "")
-            if not isinstance(model, str):
-                raise TypeError
-        except (ValueError, TypeError, AttributeError):
-            return _error(400, "the body must be a JSON object with a model's name")
+        body = await json_object(request)
+        model = body.get("model")
+        if not isinstance(model, str):
+            return refused(400, "the body must be a JSON object with a model's name")
         if reason := refusal(body):
-            return _error(400, reason)
+            return refused(400, reason)
         if not self._engine.serves(model):
-            return _error(404, f"the model {model} is not served here; GET /v1/models lists what is")
+            message = "this model is not served here; GET /v1/models lists what is"
+            return refused(404, message, "model_not_found")
         with_tools = request.path == _CHAT and needs_tools(body)
         try:
             sent = asked(body, self._engine.tool_wording(model)) if with_tools else body
@@ -107,16 +138,26 @@ class Endpoint:
                     return await _answer_whole(client, request, body, sent)
                 return await _forward(client, request, sent)
         except BadToolRequest as error:
-            return _error(400, str(error))
+            return refused(400, str(error))
         except (RetryableError, *BROKEN) as error:
             return _unavailable(error)
 
 
-def refusal(body: dict[str, Any]) -> str | None:
+def refusal(body: Mapping[str, Any]) -> str | None:
     """Why this request must not reach vLLM; None where it may.
 
-    Log-probabilities of the prompt end the engine when an adapter is used in a batch with others.
+    Log-probabilities of the prompt end the engine when an adapter is used in a batch with others. One request must
+    not be the work of hundreds: what it asks for is bounded, as its body is.
     """
+    for key in ("n", "best_of"):
+        wanted = body.get(key)
+        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
+            return f"{key} must be a whole number"
+        if wanted is not None and not 1 <= wanted <= _MOST_CHOICES:
+            return f"{key} must be from 1 to {_MOST_CHOICES}"
+    prompts = body.get("prompt")
+    if isinstance(prompts, list) and not _one_prompt(prompts) and len(prompts) > _MOST_PROMPTS:
+        return f"a request has {_MOST_PROMPTS} prompts at most"
     if body.get("prompt_logprobs") is not None:
         return "prompt_logprobs is not served here: with adapters it ends vLLM's engine"
     if body.get("echo") and body.get("logprobs") is not None:
@@ -124,13 +165,27 @@ def refusal(body: dict[str, Any]) -> str | None:
     return None
 
 
+def _one_prompt(prompts: list[Any]) -> bool:
+    """Whether this list is one prompt, of tokens."""
+    return bool(prompts) and all(isinstance(one, int) for one in prompts)
+
+
 async def _forward(client: VllmClient, request: web.Request, body: Any) -> web.StreamResponse:
     async with client.session.request(request.method, f"{client.url}{request.path}", json=body) as answer:
+        if answer.status >= 500:
+            return _failed(answer.status, await answer.text())
         headers = {key: answer.headers[key] for key in _PASSED_BACK if key in answer.headers}
         response = web.StreamResponse(status=answer.status, headers=headers)
         await response.prepare(request)
-        async for part in _parts(answer):
-            await response.write(part)
+        try:
+            async for part in _parts(answer):
+                await response.write(part)
+        except BROKEN as error:
+            # The answer has begun: no other can follow, and an end would look like that of a whole one.
+            log.warning("vLLM broke an answer off: %s", str(error) or type(error).__name__)
+            if request.transport is not None:
+                request.transport.abort()
+            return response
         await response.write_eof()
         return response
 
@@ -141,6 +196,8 @@ async def _answer_whole(
     """The answer to a request with tools, `body`, which was put into words as `sent`: also streamed all at once."""
     async with client.session.post(f"{client.url}{request.path}", json=sent) as answer:
         text = await answer.text()
+        if answer.status >= 500:
+            return _failed(answer.status, text)
         if answer.status != 200:
             return web.Response(status=answer.status, text=text, content_type=answer.content_type)
     told = answered(json.loads(text))
@@ -151,6 +208,14 @@ async def _answer_whole(
     return web.Response(body=as_stream(told, usage=usage), content_type="text/event-stream")
 
 
+def _failed(status: int, text: str) -> web.Response:
+    """vLLM's own failure: what it says of its inside goes to the log, and to the caller the id of that line."""
+    number = secrets.token_hex(8)
+    log.error("request %s: vLLM answered %d: %s", number, status, " ".join(text.split())[:2000])
+    body = error_body(f"the engine failed; request {number}", "server_error", "engine_error")
+    return web.json_response(body, status=502, headers={REQUEST_ID: number})
+
+
 async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     async for part in answer.content.iter_any():
         yield part
@@ -158,10 +223,7 @@ async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 def _unavailable(error: BaseException) -> web.Response:
     delay = error.delay if isinstance(error, RetryableError) else 5.0
-    answer = _error(503, str(error) or type(error).__name__)
-    answer.headers["Retry-After"] = str(max(1, round(delay)))
-    return answer
-
-
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "type": "llamaduo", "code": status}}, status=status)
+    log.warning("the endpoint could not answer: %s", str(error) or type(error).__name__)
+    why = str(error) if isinstance(error, EngineNotReady) else "the engine does not answer now; try again"
+    headers = {"Retry-After": str(max(1, round(delay)))}
+    return web.json_response(error_body(why, "server_error", "unavailable"), status=503, headers=headers)

@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llamaduo.api_keys import KeyFile
 from llamaduo.errors import AdapterRejected, LlamaDuoError, RetryableError
 from llamaduo.tool_calls import ToolWording
 from services.inference.adapter_check import BaseShapes, check_adapter
 from services.inference.adapter_slots import AdapterSlots
 from services.inference.adapter_store import AdapterStore
-from services.inference.endpoint import Endpoint
+from services.inference.endpoint import LARGEST_BODY, Endpoint
 from services.inference.engine import AdapterFiles, EngineNotReady, Generation, GenerationRequest
 from services.inference.phase_gate import Phase, PhaseGate
 from services.inference.remote_server import served_name_of
@@ -77,7 +79,7 @@ class BaseModel:
 class EngineLimits:
     """`take_turns` keeps base and adapter requests apart, which the CPU needs. `probe_tolerance` is how far two
     log-probabilities of the same weights may be apart (rounding). `ready_wait_s` is how long a request waits for
-    an engine that is being started again."""
+    an engine that is being started again. `host`, `port`, `keys` and `largest_body` are the endpoint's."""
 
     max_adapters: int = 4
     max_rank: int = 64
@@ -87,6 +89,9 @@ class EngineLimits:
     ready_wait_s: float = 600.0
     host: str = "127.0.0.1"
     port: int = 0
+    keys: KeyFile | None = None
+    largest_body: int = LARGEST_BODY
+    tls: ssl.SSLContext | None = None
 
 
 class VllmEngine:
@@ -109,7 +114,9 @@ class VllmEngine:
             "base": asyncio.Semaphore(limits.concurrency),
             "adapter": asyncio.Semaphore(limits.concurrency),
         }
-        self._endpoint = Endpoint(self, limits.host, limits.port)
+        self._endpoint = Endpoint(
+            self, limits.host, limits.port, keys=limits.keys, largest_body=limits.largest_body, tls=limits.tls
+        )
         self._client: VllmClient | None = None
         self._ready = asyncio.Event()
         self._broken = asyncio.Event()
@@ -124,6 +131,9 @@ class VllmEngine:
 
     def healthy(self) -> bool:
         return self._ready.is_set() and self._watcher is not None and not self._watcher.done()
+
+    async def metrics(self) -> str:
+        return await self.client_now().metrics()
 
     def pin(self, names: frozenset[str]) -> None:
         """These adapters never make room for another; replaces what was pinned before."""

@@ -10,14 +10,14 @@ LlamaDuoError
 ├── RetryableError        try again after `delay` seconds
 │   ├── Busy              somebody else holds the lease of this job
 │   └── NotYet            something this work needs has not arrived yet
-│       └── ProviderDown  the service LLM's provider answers nobody
+│       ├── ProviderDown  the service LLM's provider answers nobody
+│       └── BusFull       the bus takes nothing more: its log, its server or its disk is full
 ├── BudgetExhausted       the door refused to pay: a named stop, neither retried nor a dead letter
 └── LeaseLost             another process owns this job now: stop, touch nothing
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,23 +100,19 @@ class ProviderDown(NotYet):
     """
 
 
+class BusFull(NotYet):
+    """The bus takes nothing more until somebody makes room; the message says what is full and what to do.
+
+    No fault of the job, so not one of its tries.
+    """
+
+
 class BudgetExhausted(LlamaDuoError):
     """A budget's door refused: `what` (money, calls, tokens), the `limit` and what is `spent` or reserved."""
 
     def __init__(self, what: str, limit: float, spent: float) -> None:
         super().__init__(f"budget exhausted: {what} limit {limit:g}, spent or reserved {spent:g}")
         self.what, self.limit, self.spent = what, limit, spent
-
-
-class WorkStopped(asyncio.CancelledError):
-    """A cancellation that knows what the stopped work had bought, for whoever has a result to say it with.
-
-    No error of the tree above: it must go through where a cancellation does.
-    """
-
-    def __init__(self, calls: CallCounts) -> None:
-        super().__init__()
-        self.calls = calls
 
 
 class LeaseLost(LlamaDuoError):

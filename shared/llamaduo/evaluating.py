@@ -17,12 +17,13 @@ from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
-from llamaduo.errors import PermanentError, WorkStopped
+from llamaduo.errors import PermanentError
 from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
 from llamaduo.event_parts import LabelCount, RowMark, WorkSpan
 from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated
 from llamaduo.label_spelling import LONGEST_LABEL
 from llamaduo.settings import ServiceSettings
+from llamaduo.telemetry import SHARDS_MARKED, note_marks
 
 LONGEST_VALUE = 80
 LONGEST_REASON = 400
@@ -152,6 +153,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         # What copying an answer would give is worth knowing where it costs nothing.
         skipped = skipped or (event.candidate.kind == "nearest" and evaluator.cost_per_row != FREE)
         if skipped or event.responses is None or not view.undecided(event.candidate, event.split):
+            SHARDS_MARKED.labels(evaluator.name, "skipped").inc()
             return [scored.model_copy(update={"skipped": True})]
         rows = load_shard(await read_bytes(await work.bus.artifacts(), event.responses))
         task = Task(
@@ -167,20 +169,16 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         slices = slices_of(rows, spec.gate.slices)
         room = room_for_marks(evaluator, rows, slices)
         began = datetime.now(UTC)
-        try:
-            result = await evaluator.score(rows, task)
-        except WorkStopped as stopped:
-            if view.undecided(event.candidate, event.split):
-                raise
-            # Nobody waits for these marks any more. What was bought for them is told of all the same.
-            return [scored.model_copy(update={"skipped": True, "calls": stopped.calls})]
+        result = await evaluator.score(rows, task)
         if not isinstance(result, Scored):
             result = Scored(scores=result)
         span = WorkSpan(kind="marking", began=began, ended=datetime.now(UTC))
+        marks = fitting(marks_of(evaluator, rows, result.scores), room)
+        note_marks(evaluator.name, ((mark.metric, mark.value) for mark in marks))
         return [
             scored.model_copy(
                 update={
-                    "marks": fitting(marks_of(evaluator, rows, result.scores), room),
+                    "marks": marks,
                     "slices": slices,
                     "labels": label_counts(result.scores),
                     "calls": result.calls,

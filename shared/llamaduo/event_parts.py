@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llamaduo.tool_calls import ToolWording
 
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("no such time in UTC") from error
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+"""In UTC; one without a zone is taken as UTC, since it could not be compared with others."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Split = Literal["train", "validation", "test", "holdout"]
 MarkedSplit = Literal["test", "holdout"]
@@ -33,8 +43,8 @@ class WorkSpan(Part):
     """When model work itself ran, as opposed to waiting or starting. Not part of any id."""
 
     kind: Literal["training", "generation", "service_llm", "model_load", "marking"]
-    began: datetime
-    ended: datetime
+    began: Time
+    ended: Time
 
 
 class CallCounts(Part):

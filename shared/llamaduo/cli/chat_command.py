@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 from collections import Counter
@@ -37,13 +38,10 @@ def chat(
     from llamaduo.cli.connect import all_views, choose, run, the_bus
 
     async def work() -> None:
-        import aiohttp
-
         async with the_bus() as bus:
             view = choose(await all_views(bus), migration)
             told = system if system is not None else await shared_system_message(bus, view)
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with endpoint_session(TIMEOUT_S) as session:
             served = await find_endpoint(session, view)
             options = {"max_tokens": max_tokens, "temperature": temperature}
             opening = [{"role": "system", "content": told}] if told else []
@@ -54,6 +52,18 @@ def chat(
             await converse(session, served, opening, options)
 
     run(work())
+
+
+def endpoint_session(timeout_s: float) -> aiohttp.ClientSession:
+    """For calls to an endpoint of ours, with the key of this environment, if it has one."""
+    import aiohttp
+
+    from llamaduo.api_keys import key_to_show
+    from llamaduo.tls import http_session
+
+    key = key_to_show(os.environ)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return http_session(timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers)
 
 
 async def converse(
@@ -125,6 +135,10 @@ async def find_endpoint(session: aiohttp.ClientSession, view: MigrationView) -> 
             async with session.get(f"{base_url(event)}/models", timeout=timeout) as response:
                 if response.status == 200:
                     return event
+                if response.status == 401:
+                    raise LlamaDuoError(
+                        f"{event.url} asks for a key: set LLAMADUO_API_KEY, or LLAMADUO_API_KEY_FILE to its file"
+                    )
         except (aiohttp.ClientError, TimeoutError):
             continue
     raise LlamaDuoError(

@@ -165,13 +165,11 @@ async def _finish(bus: Bus, view: MigrationView, home: Path) -> None:
 
 async def _say_how_to_chat(view: MigrationView, home: Path, *, keep: bool) -> None:
     """Ask the served model something, and say how to go on."""
-    import aiohttp
-
-    from llamaduo.cli.chat_command import answer, find_endpoint
+    from llamaduo.cli.chat_command import answer, endpoint_session, find_endpoint
     from llamaduo.errors import LlamaDuoError
 
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+        async with endpoint_session(60) as session:
             served = await find_endpoint(session, view)
             messages = [
                 {"role": "system", "content": "Triage this message as JSON."},

@@ -26,10 +26,15 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "judge-llm-judge": ("services.judge", "--evaluator", "llm-judge"),
     "verdict": ("services.verdict",),
 }
-CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise")
+GATEWAY = {"gateway": ("services.gateway",)}
+GATEWAY_VARIABLE = "LLAMADUO_GATEWAY_FILE"
+"""Only where it is set there are aliases for a gateway to answer."""
+CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise", "gateway")
 """The only services that are given the environment's API keys."""
 ENGINE_KEYS = ("LLAMADUO_ENGINE_API_KEY", "LLAMADUO_ENGINE_API_KEY_FILE")
 """For inference alone."""
+OUR_OWN_KEYS = ("LLAMADUO_API_KEY", "LLAMADUO_API_KEY_FILE")
+"""What the command line shows to our own endpoints: no service has use for it."""
 VLLM_VARIABLE = "LLAMADUO_VLLM_PYTHON"
 NO_HEALTH = ("nats-server", "emulator")
 STARTING_S = 30.0
@@ -64,6 +69,8 @@ class Plan:
     def services(self) -> dict[str, tuple[str, ...]]:
         """Module and arguments of each service to run, in the order in which they start."""
         wanted = {name: module for name, module in SERVICES.items() if name not in self.without}
+        if self.environment.get(GATEWAY_VARIABLE):
+            wanted |= GATEWAY
         return wanted | {f"judge-{name}": ("services.judge", "--evaluator", name) for name in self.evaluators}
 
 
@@ -108,6 +115,8 @@ def child_environment(plan: Plan, service: str, url: str) -> dict[str, str]:
 
 
 def _needs(service: str, key: str) -> bool:
+    if key in OUR_OWN_KEYS:
+        return False
     return service == "inference" if key in ENGINE_KEYS else service in CALL_A_PROVIDER
 
 
@@ -188,6 +197,21 @@ async def running(plan: Plan) -> AsyncIterator[System]:
             remove_note(plan.state)
 
 
+@contextlib.asynccontextmanager
+async def own_server(state: Path) -> AsyncIterator[str]:
+    """The state folder's nats-server alone, for a command that needs its data; its URL. The caller holds the folder.
+
+    LlamaDuoError if it does not come up.
+    """
+    port = free_port()
+    system = System(Plan(state), f"nats://127.0.0.1:{port}", Supervisor())
+    try:
+        await _until_server_answers(system, await system.supervisor.start(nats_program(state, port)))
+        yield system.nats_url
+    finally:
+        await _stop(system)
+
+
 async def _stop(system: System) -> None:
     """Services first, while the bus still takes what they hand back; then the emulator; the server last."""
     last = ("emulator", "nats-server")
@@ -247,11 +271,15 @@ async def problems_of(port: int | None) -> list[str] | None:
         return None
     import aiohttp
 
+    from llamaduo.tls import http_session
+
+    # A service of ours has our environment, and so TLS where that says so.
+    scheme = "https" if os.environ.get("LLAMADUO_HTTP_CERT") else "http"
     try:
         timeout = aiohttp.ClientTimeout(total=2)
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://127.0.0.1:{port}/readyz") as response,
+            http_session(timeout=timeout) as session,
+            session.get(f"{scheme}://127.0.0.1:{port}/readyz") as response,
         ):
             body = await response.json()
             return [str(problem) for problem in body.get("problems", [])] if response.status != 200 else []

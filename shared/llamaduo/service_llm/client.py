@@ -19,16 +19,16 @@ from llamaduo.errors import (
     ProviderDown,
     RetryableError,
     ServiceLLMRefused,
-    WorkStopped,
 )
+from llamaduo.event_parts import CallCounts
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
-from llamaduo.service_llm import prices
-from llamaduo.service_llm.answers import answer_of, outcome_of
+from llamaduo.service_llm import metrics, prices
+from llamaduo.service_llm.answers import answer_of
 from llamaduo.service_llm.batches import Batches, Tell
 from llamaduo.service_llm.books import Books
 from llamaduo.service_llm.budget import Amount, BudgetHeld, Door
-from llamaduo.service_llm.call import Answer, Call, RefusedInWords
+from llamaduo.service_llm.call import Answer, Call
 from llamaduo.service_llm.clock import Clock, SystemClock
 from llamaduo.service_llm.ledger import Attempt, Ledger, LedgerEntry
 from llamaduo.service_llm.openai_batches import OpenAIBatches
@@ -37,7 +37,7 @@ from llamaduo.service_llm.permits import Permits, rate_key
 from llamaduo.service_llm.providers import ProviderSender
 from llamaduo.service_llm.sending import Send, SendFailed
 from llamaduo.service_llm.sending_batches import SendBatches
-from llamaduo.service_llm.summary import count_calls
+from llamaduo.service_llm.tally import Tally
 from llamaduo.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ class _Flight:
     waiters: int = 0
     paying: bool = False
     sent: bool = False
-    bought: LedgerEntry | None = None
 
 
 class _Dropped(Exception):
@@ -96,13 +95,14 @@ class ServiceLLMClient:
         self._clock = clock or SystemClock()
         self._ledger = Ledger(ledger, self._clock)
         self._door = Door(budget, self._clock)
-        self._books = Books(self._ledger, self._door, self._clock)
+        self._tally = Tally()
+        self._books = Books(self._ledger, self._door, self._clock, self._tally)
         self._permits = Permits(permits, self._clock)
         self._send = send or ProviderSender()
         self._replica, self._owner, self._max_tries = replica, uuid4().hex, max_tries
         self._batches = Batches(
             ledger,
-            Books(Ledger(ledger, self._clock), self._door, self._clock),
+            Books(Ledger(ledger, self._clock), self._door, self._clock, self._tally),
             send_batches or OpenAIBatches(),
             self._clock,
             replica,
@@ -135,26 +135,21 @@ class ServiceLLMClient:
         this. RetryableError: not now. When the caller is cancelled, a request already on its way is awaited for
         LEAVING_S and written down before the cancellation goes on: whoever takes the job over must find the answer.
         """
-        return await self._ask(call, budgets, [])
-
-    async def _ask(self, call: Call, budgets: Budgets, late: list[Answer | RefusedInWords]) -> Answer:
-        """See `ask`; puts into `late` what was bought for a caller that is cancelled."""
+        self._tally.open(call.job)
         while True:
             flight = self._flights.get(call.key)
             started = flight is None
             flight = flight or self._start(call, budgets)
             try:
                 entry = await self._join(flight)
-                return answer_of(call, entry, from_ledger=not (started and flight.sent))
             except _Dropped:
                 pass
-            except asyncio.CancelledError:
-                if started and flight.bought is not None:
-                    late.append(outcome_of(call, flight.bought))
-                raise
             except BudgetExhausted:
                 if started or flight.migration == call.migration:
                     raise
+            else:
+                self._tally.note(call, entry)
+                return answer_of(call, entry, from_ledger=not (started and flight.sent))
             # A flight that has ended leaves the list in the event loop's next turn, and joining it waits for nothing.
             await asyncio.sleep(0)
 
@@ -163,15 +158,15 @@ class ServiceLLMClient:
 
         One call that is refused or fails does not stop the others. Once a budget is exhausted nothing more is sent:
         the calls that were left have that error, those answered keep their answers. Calls whose service LLM is asked
-        in batches are first sent as one; what it does not bring is asked online. A cancellation goes on as
-        WorkStopped, with what was bought.
+        in batches are first sent as one; what it does not bring is asked online.
         """
+        for call in calls:
+            self._tally.open(call.job)
         try:
             await self._batches.buy([call for call in calls if call.llm.batch is not None], budgets)
         except LlamaDuoError as error:
             return [await self._known_or(error, call, budgets) for call in calls]
         results: dict[int, Answer | LlamaDuoError] = {}
-        late: list[Answer | RefusedInWords] = []
         queue = iter(enumerate(calls))
         exhausted: BudgetExhausted | None = None
 
@@ -182,7 +177,7 @@ class ServiceLLMClient:
                     results[number] = exhausted
                     continue
                 try:
-                    results[number] = await self._ask(call, budgets, late)
+                    results[number] = await self.ask(call, budgets)
                 except LlamaDuoError as error:
                     results[number] = error
                     if isinstance(error, BudgetExhausted):
@@ -195,9 +190,11 @@ class ServiceLLMClient:
                     group.create_task(work())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        except asyncio.CancelledError:
-            raise WorkStopped(count_calls([*results.values(), *late])) from None
         return [results[number] for number in range(len(calls))]
+
+    def bought_by(self, job: str) -> CallCounts:
+        """What a job that is in hand here no more has bought. Asked for once: the counts are forgotten with it."""
+        return self._tally.take(job)
 
     async def cancel_left_batches(self) -> None:
         """Cancel batches of migrations that ended while nobody had their work in hand."""
@@ -276,7 +273,8 @@ class ServiceLLMClient:
                 continue
             try:
                 async with self._room(call.llm):
-                    slot = await self._permits.take(call.llm, most.tokens)
+                    with metrics.waiting(call.llm):
+                        slot = await self._permits.take(call.llm, most.tokens)
                     outcome = await self._attempt(call, budgets, flight, entry, most, slot)
             except BudgetHeld as held:
                 # A hold that no live call has any more would be waited for in vain.
@@ -324,8 +322,7 @@ class ServiceLLMClient:
                 await self._books.no_answer(call, budgets, attempt.id, SendFailed("unknown", repr(error)))
                 raise
             try:
-                flight.bought = await self._books.keep(call, budgets, attempt.id, reply, began)
-                return flight.bought
+                return await self._books.keep(call, budgets, attempt.id, reply, began)
             finally:
                 await self._permits.answered(call.llm, slot, reply.input_tokens + reply.output_tokens)
         finally:

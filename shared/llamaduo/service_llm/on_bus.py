@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llamaduo.bus.mirror import ENDS
 from llamaduo.bus.progress import Progress
 from llamaduo.errors import describe
+from llamaduo.event_parts import CallCounts
 from llamaduo.events import CancelRequested
 from llamaduo.service_llm.batches import LEAVING_S
 from llamaduo.service_llm.client import ServiceLLMClient
@@ -74,6 +75,10 @@ class ClientOnBus:
         if self._client is None:
             raise RuntimeError("the service LLM's client is asked for before the service has opened")
         return self._client
+
+    def bought_by(self, job: str) -> CallCounts:
+        """What a job that is in hand no more has bought; see `ServiceLLMClient.bought_by`."""
+        return CallCounts() if self._client is None else self._client.bought_by(job)
 
 
 async def _tidied(client: ServiceLLMClient, wait_s: float) -> None:

@@ -1,0 +1,198 @@
+"""Wires the gateway: its address for applications, its health, and what runs beside both."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from llamaduo.bus.connection import Bus
+from llamaduo.bus.service import ended
+from llamaduo.errors import describe
+from llamaduo.telemetry import set_up_logging
+from services.gateway.calling import REQUEST, REQUEST_ID
+from services.gateway.endpoints import Gateway, local_target
+from services.gateway.gateway_file import read_gateway_file
+from services.gateway.local_models import Known, read_known, write_known
+from services.gateway.on_bus import BusLink
+from services.gateway.settings import GatewaySettings
+from services.gateway.shipping import keep_shipping, keep_synced, ship_all
+from services.gateway.spool import Spool
+from services.gateway.upstream import Target
+from services.gateway.wire import BadRequest, error
+
+log = logging.getLogger(__name__)
+
+SYNC_S = 1.0
+"""How often the disk is made to hold what was captured: what a power cut may cost."""
+LAST_SHIPPING_S = 4.0
+LEAVING_S = 8.0
+"""Answers under way may take so long to end when the gateway is told to stop."""
+
+
+@web.middleware
+async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A request id for each request; what cannot be answered is said in OpenAI's form."""
+    request[REQUEST] = f"req_{uuid.uuid4().hex}"
+    try:
+        return await handler(request)
+    except BadRequest as problem:
+        return error(problem.status, str(problem), code=problem.code, param=problem.param)
+    except web.HTTPRequestEntityTooLarge as problem:
+        return error(413, problem.text or problem.reason, code="request_too_large")
+    except web.HTTPException as problem:
+        if problem.status < 400:
+            raise
+        return error(problem.status, f"{request.method} {request.path}: {problem.reason}.")
+
+
+async def _name_request(request: web.Request, response: web.StreamResponse) -> None:
+    if (name := request.get(REQUEST)) is not None:
+        response.headers[REQUEST_ID] = name
+
+
+def make_app(gateway: Gateway, max_body_bytes: int, access: Sequence[Middleware] = ()) -> web.Application:
+    """The server as an aiohttp application.
+
+    `access` decides who may call, before anything is read of a request: keys of applications belong here.
+    """
+    app = web.Application(middlewares=[_openai_errors, *access], client_max_size=max_body_bytes)
+    app.on_response_prepare.append(_name_request)
+    app.cleanup_ctx.append(lambda _: _session(gateway))
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", gateway.chat),
+            web.post("/v1/embeddings", gateway.embeddings),
+            web.get("/v1/models", gateway.models),
+            web.get("/v1/models/{name:.+}", gateway.model),
+            web.post("/v1/responses", gateway.responses),
+            # Azure's clients name the model in the path, the older ones as a deployment.
+            web.post("/openai/deployments/{deployment}/chat/completions", gateway.chat),
+            web.post("/openai/deployments/{deployment}/embeddings", gateway.embeddings),
+            web.post("/openai/v1/chat/completions", gateway.chat),
+            web.post("/openai/v1/embeddings", gateway.embeddings),
+            web.post("/openai/responses", gateway.responses),
+            web.post("/openai/v1/responses", gateway.responses),
+        ]
+    )
+    return app
+
+
+async def _session(gateway: Gateway) -> AsyncIterator[None]:
+    # As many connections as there are callers: the limit of a caller's own is elsewhere.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+        gateway.session = session
+        yield
+
+
+def health_app(settings: GatewaySettings, problem: Callable[[], str | None]) -> web.Application:
+    """`/healthz`, `/readyz` and `/metrics`, as every service has them, away from what applications can reach."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"alive": True, "service": "gateway", "replica": settings.replica})
+
+    async def readyz(_: web.Request) -> web.Response:
+        found = problem()
+        ready = found is None
+        return web.json_response({"ready": ready, "problems": [] if ready else [found]}, status=200 if ready else 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    return app
+
+
+async def listen(app: web.Application, host: str, port: int, port_file: Path | None) -> web.AppRunner:
+    """Start to listen; the port that was taken (a free one for 0) is written to `port_file`."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=LEAVING_S, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    if port_file is not None:
+        temp = port_file.with_suffix(".tmp")
+        temp.write_text(str(runner.addresses[0][1]))
+        temp.replace(port_file)
+    return runner
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Answer until told to stop. UserInputError where the gateway's file cannot be used."""
+    kept = settings.state_dir / "gateway" / "aliases.json"
+    known = read_known(kept)
+
+    def approved(alias: str) -> list[Target]:
+        model = known.get(alias)
+        return [local_target(address, model.name) for address in model.addresses] if model else []
+
+    def changed(now: Known) -> None:
+        nonlocal known
+        if now == known:
+            return
+        known = now
+        try:
+            write_known(kept, now)
+        except OSError as error:
+            log.warning("what aliases mean cannot be kept: %s", error)
+
+    file = read_gateway_file(settings.gateway_file)
+    spool = Spool(
+        settings.state_dir / "gateway" / "spool",
+        max_bytes=settings.gateway_spool_max_bytes,
+        segment_bytes=settings.gateway_segment_bytes,
+        segment_s=settings.gateway_segment_s,
+    )
+    gateway = Gateway(file, os.environ, approved, spool)
+    app = make_app(gateway, settings.gateway_max_body_bytes)
+    link = BusLink(settings, changed)
+    runners = [
+        await listen(app, settings.gateway_host, settings.gateway_port, settings.gateway_port_file),
+        await listen(health_app(settings, lambda: None), settings.http_host, settings.http_port, settings.port_file),
+    ]
+    source = f"gateway/{settings.replica}"
+    background = [asyncio.create_task(keep_synced(spool, SYNC_S), name="spool")]
+    if settings.gateway_on_bus:
+        shipping = keep_shipping(spool.folder, lambda: link.bus, source, SYNC_S)
+        background += [asyncio.create_task(link.stay(), name="bus"), asyncio.create_task(shipping, name="shipping")]
+    try:
+        await stop.wait()
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+        await _ship_the_last(spool, link.bus, source)
+        for task in background:
+            await ended(task)
+
+
+async def _ship_the_last(spool: Spool, bus: Bus | None, source: str) -> None:
+    """What cannot be shipped in a few seconds is shipped by the next gateway of this folder."""
+    try:
+        await asyncio.to_thread(spool.close)
+        async with asyncio.timeout(LAST_SHIPPING_S):
+            if bus is not None and bus.client.is_connected:
+                await ship_all(spool.folder, bus, source)
+    except Exception as error:
+        log.warning("captured rows stay on disk for now: %s", describe(error))
+
+
+def run(settings: GatewaySettings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    set_up_logging("gateway", settings.log_level)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(settings, stop)
+
+    asyncio.run(main())
