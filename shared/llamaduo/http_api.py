@@ -86,11 +86,13 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return answer
     except web.RequestPayloadError:
         return refused(400, "the body cannot be decoded")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            return _cut_off(request)  # the caller has gone
         number = secrets.token_hex(8)
         log.exception("request %s, %s %s, failed", number, request.method, request.path)
         if request.get(_ANSWERING):
-            _cut_off(request)
+            return _cut_off(request)
         body = error_body(f"the server failed; request {number}", "server_error", "internal_error")
         return web.json_response(body, status=500, headers={REQUEST_ID: number})
 
@@ -179,8 +181,11 @@ async def _note_answering(request: web.Request, _: web.StreamResponse) -> None:
     request[_ANSWERING] = True
 
 
-def _cut_off(request: web.Request) -> NoReturn:
-    """Break an answer off that has begun: a second one cannot follow, and an end would look like a whole one."""
+def _cut_off(request: web.Request) -> web.Response:
+    """Break an answer off that has begun: a second one cannot follow, and an end would look like a whole one.
+
+    What is returned reaches nobody.
+    """
     if request.transport is not None:
         request.transport.abort()
-    raise ConnectionResetError("the answer was broken off")
+    return web.Response(status=500)

@@ -42,6 +42,9 @@ class BusSettings(BaseSettings):
         "default", description="`faults` shortens ack waits, leases and retry delays for fault tests"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that services send traces to: http://host:4318/v1/traces"
+    )
     state_dir: Path = Field(Path(".llamaduo"), description="scratch files, model cache, logs")
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from faststream.nats import JStream, PullSub
@@ -36,6 +36,9 @@ from llamaduo.telemetry import (
     note_disk,
     set_up_logging,
 )
+
+if TYPE_CHECKING:
+    from llamaduo.bus.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +165,7 @@ class Service:
             self.timing,
             dict(self._roles),
             self._bought_by,
+            self._tracing(),
         )
         holder.append(desk)
         mirror.on_event(functools.partial(_stop_work, desk, mirror))
@@ -188,6 +192,8 @@ class Service:
                 with contextlib.suppress(Exception):
                     await close()
             await mirror.stop()
+            if desk.tracing is not None:
+                await asyncio.to_thread(desk.tracing.close)
             self._closing_connection.set()
             for subscriber in _pulling(bus):
                 subscriber.running, subscriber.subscription = False, None
@@ -204,6 +210,14 @@ class Service:
                 log.critical("%s: a supervisor has to start this service anew", bus.lost)
                 logging.shutdown()
                 os._exit(GONE)
+
+    def _tracing(self) -> Tracing | None:
+        if self.settings.otlp_endpoint is None:
+            return None
+        # Not loaded where nobody asks for it: it would weigh on every service.
+        from llamaduo.bus.tracing import Tracing
+
+        return Tracing(self.settings.otlp_endpoint, self.name, self.settings.replica)
 
     async def _hold_on(self, bus: Bus) -> None:
         """Ends, with RuntimeError, when no more is tried to reconnect."""

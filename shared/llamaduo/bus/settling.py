@@ -26,6 +26,7 @@ from llamaduo.bus.keeping import HandedBack, beat, commit
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.topology import Durable, ServiceContract, Timing
+from llamaduo.bus.trace import job_on
 from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused, record_of
 from llamaduo.errors import (
     BadEvent,
@@ -54,6 +55,8 @@ from llamaduo.telemetry import DEAD_LETTERS, JOB_SECONDS, JOBS, WORK_IN_HAND, lo
 
 if TYPE_CHECKING:
     from faststream.message import StreamMessage
+
+    from llamaduo.bus.tracing import Tracing
 
 log = logging.getLogger(__name__)
 ACK_TIMEOUT_S = 5.0
@@ -124,6 +127,7 @@ class Desk:
     roles: dict[str, tuple[Durable, Handler]]
     bought_by: Callable[[str], CallCounts] = lambda _job: CallCounts()
     """What a job has bought of the service LLM since it was taken up here; asked once, when it is over."""
+    tracing: Tracing | None = None
     running: dict[asyncio.Task[Any], str | None] = field(default_factory=dict)
     """Work in hand, with the migration whose end or cancelling stops it; None where nothing does."""
     withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -203,7 +207,7 @@ class Message:
             log.warning("%s: a message on %s: %s", self.durable.name, self.raw.subject, describe(error))
             await self._dead_letter(None, str(error), 1)
             return
-        with log_lines_about(migration=event.migration, event=event.id):
+        with log_lines_about(migration=event.migration, event=event.id), job_on(event, self.raw.headers):
             await self._settle_event(event, run)
 
     async def _settle_event(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
@@ -403,7 +407,13 @@ class Message:
                 lease.note_bought(bought)
             WORK_IN_HAND.labels(self.durable.name).dec()
             JOBS.labels(self.durable.name, outcome).inc()
-            JOB_SECONDS.labels(self.durable.name).observe(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            JOB_SECONDS.labels(self.durable.name).observe(seconds)
+            if desk.tracing is not None:
+                desk.tracing.job(
+                    event, work.role, attempt=work.attempt, outcome=outcome, seconds=seconds, results=results,
+                    view=desk.mirror.get(event.migration),
+                )  # fmt: skip
         source = f"{desk.service}/{desk.replica}"
         for result in results:
             if type(result) not in desk.contract.publishes:
