@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
-from multidict import CIMultiDictProxy
 
 from services.gateway.routing import Place
 from services.gateway.wire import is_stream
@@ -100,7 +99,7 @@ def headers_to(target: Target, given: Mapping[str, str], request_id: str) -> dic
     return sent
 
 
-def headers_back(answered: CIMultiDictProxy[str]) -> dict[str, str]:
+def headers_back(answered: Mapping[str, str]) -> dict[str, str]:
     """Of the server's headers those that the caller can use."""
     back = {name: answered[name] for name in PASSED_BACK if name in answered}
     for name, value in answered.items():
