@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import faults, limits
 from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
+from benchmarks.burst import burst
 from benchmarks.contamination import contamination
 from benchmarks.gateway import gateway
 from benchmarks.scaling import scaling
@@ -33,6 +34,7 @@ class Benchmark:
 BENCHMARKS = {
     "banking77": Benchmark(banking77.banking77, banking77.options),
     "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
+    "burst": Benchmark(lambda chosen: burst(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
     "faults": Benchmark(faults.faults, faults.options),
     "gateway": Benchmark(lambda chosen: gateway(chosen.quick)),

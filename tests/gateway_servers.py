@@ -17,6 +17,7 @@ import openai
 import yaml
 from aiohttp import web
 
+from llamaduo.api_keys import KeyFile
 from services.gateway.app import listen, make_app
 from services.gateway.endpoints import Gateway
 from services.gateway.gateway_file import parse_gateway_file
@@ -156,6 +157,7 @@ async def gateway(
     max_body_bytes: int = 2**20,
     spool_bytes: int = 2**30,
     folder: Path | None = None,
+    keys: KeyFile | None = None,
     **environment: str,
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """A gateway with this file in this process, and its address; `approved` are the local models of every alias.
@@ -165,7 +167,7 @@ async def gateway(
     with tempfile.TemporaryDirectory() as temp:
         spool = Spool(folder or Path(temp), max_bytes=spool_bytes, segment_bytes=2**20, segment_s=3600)
         made = Gateway(parse_gateway_file(tree), environment, lambda _: approved, spool)
-        runner = await listen(make_app(made, max_body_bytes), "127.0.0.1", 0, None)
+        runner = await listen(make_app(made, max_body_bytes, keys), "127.0.0.1", 0, None)
         try:
             yield made, f"http://127.0.0.1:{runner.addresses[0][1]}"
         finally:

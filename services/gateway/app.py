@@ -6,21 +6,24 @@ import asyncio
 import logging
 import os
 import signal
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from aiohttp.typedefs import Handler
 
+from llamaduo.api_keys import KeyFile, key_to_show
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.service import ended
 from llamaduo.errors import describe
+from llamaduo.health_api import health_app
+from llamaduo.http_api import guarded
 from llamaduo.telemetry import set_up_logging
-from services.gateway.calling import REQUEST, REQUEST_ID
-from services.gateway.endpoints import Gateway, local_target
+from llamaduo.tls import calling, for_http
+from services.gateway.calling import REQUEST_ID, request_id
+from services.gateway.endpoints import Gateway
 from services.gateway.gateway_file import read_gateway_file
 from services.gateway.local_models import Known, read_known, write_known
 from services.gateway.on_bus import BusLink
@@ -40,50 +43,36 @@ LEAVING_S = 8.0
 
 
 @web.middleware
-async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A request id for each request; what cannot be answered is said in OpenAI's form."""
-    request[REQUEST] = f"req_{uuid.uuid4().hex}"
+async def _bad_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except BadRequest as problem:
         return error(problem.status, str(problem), code=problem.code, param=problem.param)
-    except web.HTTPRequestEntityTooLarge as problem:
-        return error(413, problem.text or problem.reason, code="request_too_large")
-    except web.HTTPException as problem:
-        if problem.status < 400:
-            raise
-        return error(problem.status, f"{request.method} {request.path}: {problem.reason}.")
 
 
 async def _name_request(request: web.Request, response: web.StreamResponse) -> None:
-    if (name := request.get(REQUEST)) is not None:
-        response.headers[REQUEST_ID] = name
+    response.headers.setdefault(REQUEST_ID, request_id(request))
 
 
-def make_app(gateway: Gateway, max_body_bytes: int, access: Sequence[Middleware] = ()) -> web.Application:
-    """The server as an aiohttp application.
-
-    `access` decides who may call, before anything is read of a request: keys of applications belong here.
-    """
-    app = web.Application(middlewares=[_openai_errors, *access], client_max_size=max_body_bytes)
+def make_app(gateway: Gateway, max_body_bytes: int, keys: KeyFile | None = None) -> web.Application:
+    """The server as an aiohttp application. With `keys` only callers who show one of them are let in."""
+    routes = [
+        web.post("/v1/chat/completions", gateway.chat),
+        web.post("/v1/embeddings", gateway.embeddings),
+        web.get("/v1/models", gateway.models),
+        web.get("/v1/models/{name:.+}", gateway.model),
+        web.post("/v1/responses", gateway.responses),
+        # Azure's clients name the model in the path, the older ones as a deployment.
+        web.post("/openai/deployments/{deployment}/chat/completions", gateway.chat),
+        web.post("/openai/deployments/{deployment}/embeddings", gateway.embeddings),
+        web.post("/openai/v1/chat/completions", gateway.chat),
+        web.post("/openai/v1/embeddings", gateway.embeddings),
+        web.post("/openai/responses", gateway.responses),
+        web.post("/openai/v1/responses", gateway.responses),
+    ]
+    app = guarded(routes, largest_body=max_body_bytes, keys=keys, further=[_bad_requests])
     app.on_response_prepare.append(_name_request)
     app.cleanup_ctx.append(lambda _: _session(gateway))
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", gateway.chat),
-            web.post("/v1/embeddings", gateway.embeddings),
-            web.get("/v1/models", gateway.models),
-            web.get("/v1/models/{name:.+}", gateway.model),
-            web.post("/v1/responses", gateway.responses),
-            # Azure's clients name the model in the path, the older ones as a deployment.
-            web.post("/openai/deployments/{deployment}/chat/completions", gateway.chat),
-            web.post("/openai/deployments/{deployment}/embeddings", gateway.embeddings),
-            web.post("/openai/v1/chat/completions", gateway.chat),
-            web.post("/openai/v1/embeddings", gateway.embeddings),
-            web.post("/openai/responses", gateway.responses),
-            web.post("/openai/v1/responses", gateway.responses),
-        ]
-    )
     return app
 
 
@@ -95,30 +84,13 @@ async def _session(gateway: Gateway) -> AsyncIterator[None]:
         yield
 
 
-def health_app(settings: GatewaySettings, problem: Callable[[], str | None]) -> web.Application:
-    """`/healthz`, `/readyz` and `/metrics`, as every service has them, away from what applications can reach."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.json_response({"alive": True, "service": "gateway", "replica": settings.replica})
-
-    async def readyz(_: web.Request) -> web.Response:
-        found = problem()
-        ready = found is None
-        return web.json_response({"ready": ready, "problems": [] if ready else [found]}, status=200 if ready else 503)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    return app
-
-
-async def listen(app: web.Application, host: str, port: int, port_file: Path | None) -> web.AppRunner:
+async def listen(
+    app: web.Application, host: str, port: int, port_file: Path | None, tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
     """Start to listen; the port that was taken (a free one for 0) is written to `port_file`."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=LEAVING_S, handler_cancellation=True)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await web.TCPSite(runner, host, port, ssl_context=tls).start()
     if port_file is not None:
         temp = port_file.with_suffix(".tmp")
         temp.write_text(str(runner.addresses[0][1]))
@@ -128,12 +100,16 @@ async def listen(app: web.Application, host: str, port: int, port_file: Path | N
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Answer until told to stop. UserInputError where the gateway's file cannot be used."""
+    # Of our own inference: the key that it asks for, and who signed its certificate.
+    key = key_to_show(os.environ)
+    believed = calling(settings.http_ca) if settings.http_ca else None
     kept = settings.state_dir / "gateway" / "aliases.json"
     known = read_known(kept)
 
     def approved(alias: str) -> list[Target]:
         model = known.get(alias)
-        return [local_target(address, model.name) for address in model.addresses] if model else []
+        addresses = model.addresses if model else []
+        return [Target("local", url, model.name, key, connect_s=1.0, tls=believed) for url in addresses if model]
 
     def changed(now: Known) -> None:
         nonlocal known
@@ -153,11 +129,15 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         segment_s=settings.gateway_segment_s,
     )
     gateway = Gateway(file, os.environ, approved, spool)
-    app = make_app(gateway, settings.gateway_max_body_bytes)
+    keys = KeyFile(settings.gateway_keys_file) if settings.gateway_keys_file else None
+    app = make_app(gateway, settings.gateway_max_body_bytes, keys)
     link = BusLink(settings, changed)
+    # The bus need not be there: without it, answers go on.
+    health = health_app("gateway", settings.replica, lambda: [])
+    tls = for_http(settings)
     runners = [
-        await listen(app, settings.gateway_host, settings.gateway_port, settings.gateway_port_file),
-        await listen(health_app(settings, lambda: None), settings.http_host, settings.http_port, settings.port_file),
+        await listen(app, settings.gateway_host, settings.gateway_port, settings.gateway_port_file, tls),
+        await listen(health, settings.http_host, settings.http_port, settings.port_file, tls),
     ]
     source = f"gateway/{settings.replica}"
     background = [asyncio.create_task(keep_synced(spool, SYNC_S), name="spool")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,11 +24,17 @@ log = logging.getLogger(__name__)
 SERVED_BY = "x-llamaduo-served-by"
 SERVED_MODEL = "x-llamaduo-model"
 REQUEST_ID = "x-request-id"
-REQUEST = web.RequestKey("request", str)
-"""The id that was given to a request."""
+_REQUEST = web.RequestKey("request", str)
 DONE = b"data: [DONE]"
 RULES: dict[Place, CircuitRules] = {"service": CircuitRules(), "local": CircuitRules(failures=1)}
 """A replica that does not answer once is passed over for a second: there may be another one."""
+
+
+def request_id(request: web.Request) -> str:
+    """The id of a request, given to it when it is first asked for."""
+    if (known := request.get(_REQUEST)) is None:
+        known = request[_REQUEST] = f"req_{uuid.uuid4().hex}"
+    return known
 
 
 @dataclass

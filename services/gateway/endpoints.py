@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from services.gateway.calling import REQUEST, Ask, Circuits, call, shadow
+from services.gateway.calling import Ask, Circuits, call, request_id, shadow
 from services.gateway.capture import CaptureRules, Recorder, sampled
 from services.gateway.gateway_file import Alias, Capture, GatewayFile, Upstream, key_of
 from services.gateway.metrics import CAPTURED
@@ -43,12 +43,10 @@ class Gateway:
         self.session: aiohttp.ClientSession | None = None
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        deployment = request.match_info.get("deployment")
-        said = asked(body, deployment)
+        body, said = await asked(request)
         name = said["model"]
         alias = self._file.aliases.get(name)
-        ask = _ask(request, CHAT, name if alias else "", body, said, rewritten=deployment is not None)
+        ask = _ask(request, CHAT, name if alias else "", body, said)
         if alias is None:
             return await call(self._open, request, ask, self._default(name), self.circuits)
         targets, way = self._targets(name, alias, _key(alias, request, said))
@@ -73,11 +71,9 @@ class Gateway:
         task.add_done_callback(self._shadows.discard)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        deployment = request.match_info.get("deployment")
-        said = asked(body, deployment)
+        body, said = await asked(request)
         alias = self._file.aliases.get(said["model"])
-        ask = _ask(request, EMBEDDINGS, said["model"] if alias else "", body, said, rewritten=deployment is not None)
+        ask = _ask(request, EMBEDDINGS, said["model"] if alias else "", body, said)
         service = alias.service if alias is not None else None
         # An embedding of another model is of no use, so nobody steps in.
         targets = [self._target("service", service)] if service else self._default(said["model"])
@@ -87,7 +83,7 @@ class Gateway:
         listed: list[Any] = [_model(name) for name in self._file.aliases]
         if self._file.service is not None:
             target = self._target("service", self._file.service)
-            headers = headers_to(target, request.headers, request[REQUEST])
+            headers = headers_to(target, request.headers, request_id(request))
             try:
                 async with asking(self._open, target, MODELS, None, headers, method="GET") as opened:
                     if opened.status == 200:
@@ -100,7 +96,7 @@ class Gateway:
         name = request.match_info["name"]
         if name in self._file.aliases:
             return web.json_response(_model(name))
-        ask = Ask(request[REQUEST], f"{MODELS}/{name}", "", lambda _: None, "GET")
+        ask = Ask(request_id(request), f"{MODELS}/{name}", "", lambda _: None, "GET")
         return await call(self._open, request, ask, self._default(name), self.circuits)
 
     async def responses(self, _: web.Request) -> web.StreamResponse:
@@ -148,11 +144,6 @@ class Gateway:
         )
 
 
-def local_target(address: str, name: str) -> Target:
-    """An approved local model at one address; there may be another, so a connection is not waited for long."""
-    return Target("local", address, name, connect_s=1.0)
-
-
 def _capture_rules(given: Capture) -> CaptureRules:
     return CaptureRules(given.sample, redaction_rules(given.redact, given.patterns), given.most_bytes)
 
@@ -162,17 +153,17 @@ def _upstreams(file: GatewayFile) -> list[Upstream]:
     return [upstream for upstream in found if upstream is not None]
 
 
-def _ask(request: web.Request, path: str, alias: str, body: bytes, said: dict[str, Any], *, rewritten: bool) -> Ask:
+def _ask(request: web.Request, path: str, alias: str, body: bytes, said: dict[str, Any]) -> Ask:
     """The request as it goes out: byte for byte as it came, unless the model has another name there."""
 
     def body_for(model: str | None) -> bytes:
-        if not rewritten and model in (None, said["model"]):
+        if "deployment" not in request.match_info and model in (None, said["model"]):
             return body
         return json.dumps({**said, "model": model or said["model"]}, ensure_ascii=False).encode(
             "utf-8", "surrogatepass"
         )
 
-    return Ask(request[REQUEST], path, alias, body_for)
+    return Ask(request_id(request), path, alias, body_for)
 
 
 def _key(alias: Alias, request: web.Request, said: dict[str, Any]) -> str:
@@ -181,7 +172,7 @@ def _key(alias: Alias, request: web.Request, said: dict[str, Any]) -> str:
         return ""
     kind, _, header = alias.canary.key.partition(":")
     key = said.get("user") if kind == "user" else request.headers.get(header)
-    return key if isinstance(key, str) and key else str(request[REQUEST])
+    return key if isinstance(key, str) and key else str(request_id(request))
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class GatewaySettings(ServiceSettings):
     gateway_host: str = Field("127.0.0.1", description="where applications call")
     gateway_port: int = Field(8088, ge=0, le=65535, description="0: a free port")
     gateway_port_file: Path | None = Field(None, description="where to write the port that was taken")
+    gateway_keys_file: Path | None = Field(None, description="keys of which callers must show one; unset: any caller")
     gateway_max_body_bytes: int = Field(16 * 1024 * 1024, ge=1, description="larger requests get 413")
     gateway_on_bus: bool = Field(
         True, description="off: no bus is looked for; local models are those of the gateway's file alone"

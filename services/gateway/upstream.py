@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Target:
     azure_api_version: str | None = None
     timeout_s: float = 120.0
     connect_s: float = 3.0
+    tls: ssl.SSLContext | None = None
+    """Whose certificates are believed; None: those that the machine trusts."""
 
 
 class Unanswered(Exception):
@@ -130,7 +133,13 @@ async def asking(
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=target.connect_s, sock_read=target.timeout_s)
     try:
         response = await session.request(
-            method, address(target, path), data=body, headers=headers, timeout=timeout, allow_redirects=False
+            method,
+            address(target, path),
+            data=body,
+            headers=headers,
+            timeout=timeout,
+            allow_redirects=False,
+            ssl=target.tls or True,
         )
     except (aiohttp.ClientError, OSError) as error:
         raise _no_answer(target, error) from error

@@ -7,9 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from llamaduo.nesting import is_deeper
-
-DEEPEST = 200
+from llamaduo.http_api import error_body, json_object
 
 
 class BadRequest(Exception):
@@ -18,11 +16,6 @@ class BadRequest(Exception):
     def __init__(self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None) -> None:
         super().__init__(message)
         self.param, self.status, self.code = param, status, code
-
-
-def error_body(message: str, kind: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error(
@@ -34,32 +27,25 @@ def error(
     param: str | None = None,
 ) -> web.Response:
     """The same as an answer."""
-    return web.json_response(error_body(message, kind, code=code, param=param), status=status)
+    return web.json_response(error_body(message, kind, code, param), status=status)
 
 
 def error_event(message: str) -> bytes:
     """An error in the midst of a stream; OpenAI's clients raise it."""
-    return b"data: " + json.dumps(error_body(message, "server_error", code="upstream_broke_off")).encode() + b"\n\n"
+    return b"data: " + json.dumps(error_body(message, "server_error", "upstream_broke_off")).encode() + b"\n\n"
 
 
-def asked(body: bytes, deployment: str | None = None) -> dict[str, Any]:
-    """The request's JSON object, with its model; Azure's clients name that in the path.
+async def asked(request: web.Request) -> tuple[bytes, dict[str, Any]]:
+    """The request's body, and the JSON object that it is, with its model; Azure's clients name that in the path.
 
-    BadRequest says what is wrong.
+    BadRequest or BadBody says what is wrong.
     """
-    try:
-        read = json.loads(body)
-    except (ValueError, RecursionError) as problem:
-        raise BadRequest("The body is not JSON.") from problem
-    if not isinstance(read, dict):
-        raise BadRequest("The body must be a JSON object.")
-    if is_deeper(read, DEEPEST):
-        raise BadRequest(f"The body is nested too deeply: {DEEPEST} levels at most.")
-    if deployment is not None:
+    read = await json_object(request)
+    if (deployment := request.match_info.get("deployment")) is not None:
         read["model"] = deployment
     if not isinstance(read.get("model"), str) or not read["model"]:
         raise BadRequest("You must provide a model parameter.", "model")
-    return read
+    return await request.read(), read
 
 
 def is_stream(content_type: str) -> bool:

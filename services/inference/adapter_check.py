@@ -20,6 +20,8 @@ from services.inference.safetensors_header import TensorInfo, read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# Endings of files that Python unpickles, and of code.
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so")
 # The ranks vLLM can be started for.
 SERVABLE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _PREFIX = "base_model.model."
@@ -66,6 +68,11 @@ def check_adapter(adapter: AdapterFiles, *, max_rank: int, base_digest: str | No
     name = adapter.name
     if not adapter.folder.is_dir():
         raise AdapterRejected(f"adapter {name}: there is no folder {adapter.folder}")
+    for file in sorted(adapter.folder.iterdir()):
+        if file.suffix in PICKLED:
+            raise AdapterRejected(f"adapter {name}: {file.name} is pickled, and reading it would run what it holds")
+        if file.is_symlink() or not file.is_file():
+            raise AdapterRejected(f"adapter {name}: {file.name} is no plain file")
     found = digest_of(adapter.folder)
     if found != adapter.digest:
         raise AdapterRejected(f"adapter {name}: its files have the digest {found[:12]}…, not {adapter.digest[:12]}…")
@@ -89,7 +96,7 @@ def check_adapter(adapter: AdapterFiles, *, max_rank: int, base_digest: str | No
 def _read_config(adapter: AdapterFiles) -> dict[str, Any]:
     try:
         config = json.loads((adapter.folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterRejected(f"adapter {adapter.name}: {CONFIG} is missing or not JSON") from error
     if not isinstance(config, dict):
         raise AdapterRejected(f"adapter {adapter.name}: {CONFIG} is not an object")

@@ -20,6 +20,7 @@ from aiohttp import web
 from llamaduo.api_keys import KeyFile
 from llamaduo.errors import RetryableError
 from llamaduo.http_api import REQUEST_ID, error_body, guarded, json_object, refused
+from llamaduo.masking import masked
 from llamaduo.tool_calls import ToolWording
 from services.inference.engine import EngineNotReady
 from services.inference.tool_requests import BadToolRequest, answered, as_stream, asked, needs_tools
@@ -211,7 +212,7 @@ async def _answer_whole(
 def _failed(status: int, text: str) -> web.Response:
     """vLLM's own failure: what it says of its inside goes to the log, and to the caller the id of that line."""
     number = secrets.token_hex(8)
-    log.error("request %s: vLLM answered %d: %s", number, status, " ".join(text.split())[:2000])
+    log.error("request %s: vLLM answered %d: %s", number, status, masked(" ".join(text.split()))[:2000])
     body = error_body(f"the engine failed; request {number}", "server_error", "engine_error")
     return web.json_response(body, status=502, headers={REQUEST_ID: number})
 

@@ -44,7 +44,7 @@ def read_header(path: Path) -> Header:
             raise ValueError(f"{path.name} is cut off or no safetensors file ({size} bytes)")
         try:
             entries = json.loads(file.read(length).decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path.name}: the header is not JSON") from error
     if not isinstance(entries, dict):
         raise ValueError(f"{path.name}: the header is not a JSON object")

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from llamaduo.errors import AdapterRejected, PermanentError, RetryableError
+from llamaduo.masking import learn, masked
 
 # Few and short: on a CPU an adapter costs a copy of its weights for every token.
 PROBES = (
@@ -66,6 +67,7 @@ class VllmClient:
             if socket
             else aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
         )
+        learn(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/")
         self.session = aiohttp.ClientSession(
@@ -232,7 +234,7 @@ async def wait_until_idle(client: VllmClient, limit_s: float = 30.0) -> None:
 
 
 def _message(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return masked(" ".join(text.split()))[:300]
 
 
 def _lost(what: str, error: BaseException) -> RetryableError:

@@ -10,12 +10,12 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llamaduo.scratch_folders import make_scratch
 from services.trainer.engine import (
     ADAPTER_FILES,
     LOG_NAME,
@@ -46,7 +46,7 @@ class TrlEngine:
     def __init__(self, python: str = sys.executable, *, keep_spare: bool = False) -> None:
         self._python, self._keep_spare = python, keep_spare
         self._spare: asyncio.subprocess.Process | None = None
-        self._early_log = Path(tempfile.mkdtemp(prefix="llamaduo-trainer-")) / "child.log"
+        self._early_log = make_scratch("trainer") / "child.log"
 
     async def warm_up(self) -> None:
         """Start a spare child, if it is wanted and there is none."""
@@ -177,6 +177,11 @@ def _failure(code: int, last: dict[str, Any], tail: str, memory_kill: bool) -> E
             "training: killed by the system, out of memory: use fewer rows a batch, a lower max_length, or nf4"
         )
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    if code == -signal.SIGKILL:
+        how += (
+            " (was it the system, out of memory? Then use fewer rows a batch, a lower rank or max_length, or nf4: "
+            "recipe.batch_size, recipe.rank, recipe.max_length, recipe.precision)"
+        )
     return TrainingFailed(f"training: {how}\n{tail}")
 
 

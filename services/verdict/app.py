@@ -38,7 +38,10 @@ def build(settings: VerdictSettings) -> Service:
     async def measure_the_log(bus: Bus, mirror: Mirror) -> None:
         """For who watches; goes on for ever."""
         while True:
-            figures.show(mirror.open(), datetime.now(UTC))
+            try:
+                figures.show(mirror.open(), datetime.now(UTC))
+            except Exception:  # what is only looked at must not end who decides
+                log.exception("the figures of the log are left as they were")
             with contextlib.suppress(RetryableError):
                 await look_at_streams(bus)
             await asyncio.sleep(TIMINGS[settings.profile].tick)

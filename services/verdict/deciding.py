@@ -24,6 +24,7 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
     ReferencesRequested,
+    ResponsesGenerated,
     ResponsesRequested,
     ResumeRequested,
     ServingRequested,
@@ -288,8 +289,17 @@ def _complete(
 
 
 def _lost(view: MigrationView) -> set[str]:
-    """Ids of events whose work went to the dead letters or was refused: it never comes."""
-    return {failure.job for failure in view.failures} | {refusal.job for refusal in view.refusals}
+    """Ids of events whose work went to the dead letters or was refused: it never comes.
+
+    An evaluator that the spec does not name, or of work that is not an evaluator's, has nothing to say of it.
+    """
+    named = {f"evaluator-{choice.name}" for choice in view.spec.evaluators} if view.spec is not None else set()
+    lost = {refusal.job for refusal in view.refusals}
+    for failure in view.failures:
+        to_mark = isinstance(view.events.get(failure.job), ResponsesGenerated | MarksRequested)
+        if not failure.consumer.startswith("evaluator-") or (failure.consumer in named and to_mark):
+            lost.add(failure.job)
+    return lost
 
 
 def _hours(view: MigrationView, now: datetime) -> float:

@@ -14,6 +14,7 @@ from prometheus_client import Gauge
 
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.topology import DEAD_LETTERS, ENDS, EVENTS
+from llamaduo.errors import PermanentError
 from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, EvalFailed, EvalPassed
 from llamaduo.migrations.fold import MigrationView
@@ -61,7 +62,7 @@ class LogFigures:
 
     def show(self, under_way: Iterable[MigrationView], now: datetime) -> None:
         """Set all gauges that the log alone decides."""
-        views = list(under_way)
+        views = [view for view in under_way if _can_be_read(view)]
         stages = Counter(view.stage for view in views)
         for stage in STAGES:
             MIGRATIONS.labels(stage).set(stages[stage])
@@ -91,6 +92,14 @@ class LogFigures:
             ("hours", (now - view.request.at).total_seconds() / 3600, budgets.hours),
         ]
         return {what: share / limit for what, share, limit in spent if limit}
+
+
+def _can_be_read(view: MigrationView) -> bool:
+    """Whether this version can read the spec; one that it cannot is about to be stopped."""
+    try:
+        return view.spec is not None or view.request is None
+    except PermanentError:
+        return False
 
 
 async def look_at_streams(bus: Bus) -> None:

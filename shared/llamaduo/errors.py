@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llamaduo.masking import masked
+
 if TYPE_CHECKING:
     from llamaduo.event_parts import CallCounts
 
@@ -120,6 +122,6 @@ class LeaseLost(LlamaDuoError):
 
 
 def describe(error: BaseException) -> str:
-    """An error as one line: its kind and text."""
-    text = " ".join(str(error).split())
+    """An error as one line: its kind and text, without the secrets that this process knows."""
+    text = masked(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -110,6 +110,9 @@ class MetricRange(Part):
     higher_is_better: bool = True
 
 
+_FIELDS_OF_A_MARK = {"row", "sample", "metric", "value", "reason"}
+
+
 class RowMark(Part):
     """One evaluator's mark for one answer to one prompt; `value` None means it abstained or failed."""
 
@@ -118,6 +121,10 @@ class RowMark(Part):
     metric: str
     value: float | None
     reason: str = Field("", max_length=400)
+
+    def model_post_init(self, _context: object) -> None:
+        """A log has marks by the hundred thousand, and a set of its own in each is more than the mark itself."""
+        object.__setattr__(self, "__pydantic_fields_set__", _FIELDS_OF_A_MARK)
 
 
 class LabelCount(Part):

@@ -86,23 +86,30 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return answer
     except web.RequestPayloadError:
         return refused(400, "the body cannot be decoded")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            return _cut_off(request)  # the caller has gone
         number = secrets.token_hex(8)
         log.exception("request %s, %s %s, failed", number, request.method, request.path)
         if request.get(_ANSWERING):
-            _cut_off(request)
+            return _cut_off(request)
         body = error_body(f"the server failed; request {number}", "server_error", "internal_error")
         return web.json_response(body, status=500, headers={REQUEST_ID: number})
 
 
 def keys_asked_for(keys: KeyFile, open_paths: Collection[str] = HEALTH_PATHS) -> Middleware:
-    """A middleware that lets in who shows a key as `Authorization: Bearer KEY`; all others get 401."""
+    """A middleware that lets in who shows a key as `Authorization: Bearer KEY`; all others get 401.
+
+    Clients made for Azure show theirs as `api-key: KEY`.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in open_paths:
             scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or keys.owner_of(shown.strip()) is None:
+            if scheme.lower() != "bearer":
+                shown = request.headers.get("api-key", "")
+            if keys.owner_of(shown.strip()) is None:
                 answer = refused(401, "This API asks for a key: Authorization: Bearer KEY.", "invalid_api_key")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 answer.force_close()
@@ -174,8 +181,11 @@ async def _note_answering(request: web.Request, _: web.StreamResponse) -> None:
     request[_ANSWERING] = True
 
 
-def _cut_off(request: web.Request) -> NoReturn:
-    """Break an answer off that has begun: a second one cannot follow, and an end would look like a whole one."""
+def _cut_off(request: web.Request) -> web.Response:
+    """Break an answer off that has begun: a second one cannot follow, and an end would look like a whole one.
+
+    What is returned reaches nobody.
+    """
     if request.transport is not None:
         request.transport.abort()
-    raise ConnectionResetError("the answer was broken off")
+    return web.Response(status=500)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
+
+from llamaduo.masking import learn_environment, masked
 
 JOBS = Counter("llamaduo_jobs_total", "Jobs by role and outcome", ["role", "outcome"])
 JOB_SECONDS = Histogram(
@@ -59,7 +62,7 @@ def log_lines_about(**subject: str) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line, without the secrets that this process knows."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -72,15 +75,16 @@ class JsonLines(logging.Formatter):
             "service": self._service,
             "logger": record.name,
             **_SUBJECT.get(),
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = masked(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
 
 
 def set_up_logging(service: str, level: str) -> None:
-    """JSON lines on stderr."""
+    """JSON lines on stderr. What this process's environment says to be secret is in none of them."""
+    learn_environment(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -118,6 +118,7 @@ async def play(folder: Path, port: int, faults: Sequence[Fault], *, limit: float
         except BaseExceptionGroup as failed:
             first = failed.exceptions[0]
             where = await _where(bus)
+            await asyncio.to_thread(stage.ask_where)
             raise AssertionError(f"{describe(first)}\nfaults: {told(faults)}\n{where}\n{stage.logs()}") from first
         finally:
             await bus.close()

@@ -57,6 +57,7 @@ class Stage:
             LLAMADUO_LOG_LEVEL="INFO",
             LLAMADUO_PORT_FILE=str(self.folder / name / "port"),
             OPENAI_API_KEY="sk-emulated",
+            PYTHONFAULTHANDLER="1",
             **{**own, **self.extra.get(name, {}), **_clock(self.clocks.get(name))},
         )
         (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -93,11 +94,21 @@ class Stage:
             f"{name} ({process.poll()})" for name, process in self.processes.items() if process.poll() is not None
         ]
 
+    def ask_where(self) -> None:
+        """End every service in such a way that it writes down what each of its threads was doing."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGABRT)
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
     def logs(self) -> str:
         """The last lines everybody wrote, for a failure's message."""
         parts = []
         for name in self.processes:
-            lines = (self.folder / name / "log").read_text("utf-8", errors="replace").splitlines()[-12:]
+            lines = (self.folder / name / "log").read_text("utf-8", errors="replace").splitlines()[-40:]
             parts.append(f"--- {name}\n" + "\n".join(line[:400] for line in lines))
         return "\n".join(parts)
 

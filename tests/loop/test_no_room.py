@@ -20,11 +20,15 @@ from llamaduo.bus.dead_letters import list_dead
 from llamaduo.bus.room import Room
 from llamaduo.bus.service import Service
 from llamaduo.bus.work import Record
+from llamaduo.cli.doctor import Machine
+from llamaduo.cli.log_room import log_room
+from llamaduo.cli.system import SERVICES, Plan, running
 from llamaduo.errors import BusFull
 from llamaduo.events import DatasetReady, MigrationCompleted, WorkFailed
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.service_llm.cas import change
 from llamaduo.service_llm.clock import SystemClock
+from llamaduo.settings import BusSettings
 from tests.loop.test_backup import completed
 from tests.loop.test_loop import all_services, emulator, ended, spec_of, submit
 from tests.support import NatsServer, bus_settings, connected, nats_server, serving, until
@@ -42,10 +46,10 @@ def dataset(number: int) -> DatasetReady:
     return DatasetReady(migration="m-1", round=number, splits={}, rows={}, digest="0" * 64)
 
 
-async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str, starts: int = 1) -> None:
-    """It completed as if nothing had been; nobody counted a try; the emulator answered each call once.
+async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str) -> None:
+    """It completed as if nothing had been; the emulator answered each call once; nothing was tried again and again.
 
-    A job was begun `starts` times at most.
+    A second start can be: on a busy machine the reply to a claim gets lost, or one of these short leases runs out.
     """
     assert isinstance(view.ended, MigrationCompleted), view.ended
     assert view.passed is not None
@@ -55,7 +59,7 @@ async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str
     work = await bus.bucket("work")
     records = [await work.get(key) for key in await work.keys("")]
     failures = [Record.model_validate_json(entry.value).failures for entry in records if entry is not None]
-    assert max(failures) <= starts
+    assert max(failures) <= 2
 
 
 async def test_with_a_full_log_everybody_waits_and_goes_on(
@@ -80,12 +84,16 @@ async def test_with_a_full_log_everybody_waits_and_goes_on(
             with pytest.raises(BusFull, match="bootstrap --max-bytes"):  # a command does not wait
                 for number in range(1000):  # small ones may still fit
                     await bus.publish(dataset(number))
+            machine = Machine(tmp_path, {"LLAMADUO_NATS_URL": server.url}, tmp_path)
+            found = await asyncio.to_thread(log_room, machine)
+            assert found.state == "need" and "full" in found.detail and found.mend.startswith("llamaduo bootstrap")
             tries = 0
             await asyncio.sleep(3)  # the pace of the tries is what is looked at
             assert tries < 3 * 10 * len(services), "no hot loop"
             await topology.bootstrap(bus.js, profile="faults")
             assert (await bus.js.stream_info(topology.EVENTS)).config.max_bytes == 100_000, "a limit stays"
             await topology.bootstrap(bus.js, profile="faults", max_bytes=-1)
+            assert (await asyncio.to_thread(log_room, machine)).state == "ok"
             view = await until(lambda: ended(bus, migration), seconds=90, what="the end")
             await nothing_lost_and_nothing_twice(bus, view, url)
 
@@ -141,8 +149,7 @@ async def test_a_disk_that_runs_full_stops_nobody_for_good(tmp_path: Path) -> No
                 server.kill()
                 server.start()
                 view = await until(lambda: ended(bus, migration), seconds=120, what="the end")
-                # Two: these leases are short, and may run out while the server is started anew.
-                await nothing_lost_and_nothing_twice(bus, view, url, starts=2)
+                await nothing_lost_and_nothing_twice(bus, view, url)
 
 
 async def test_each_kind_of_write_waits_for_room(tmp_path: Path) -> None:
@@ -199,3 +206,29 @@ async def test_who_leaves_waits_no_more(server: NatsServer, tmp_path: Path) -> N
         with pytest.raises(BusFull):
             await asyncio.wait_for(task, 5)
         await patient.close()
+
+
+@pytest.mark.timeout(200)
+async def test_up_starts_its_server_anew_once_there_is_room(tmp_path: Path) -> None:
+    told: list[str] = []
+    with small_disk(tmp_path / "disk", 128 * MIB) as disk:
+        plan = Plan(disk / "state", nats_port=0, without=tuple(SERVICES), say=told.append)
+        async with running(plan) as system:
+            server = system.supervisor.children["nats-server"]
+            first = server.pid
+            bus = await Bus.connect(BusSettings(nats_url=system.nats_url), "test", patient=True)
+            await bus.publish(dataset(0))
+            ballast = fill(disk, leave=65_536)
+            writing = asyncio.create_task(bus.republish("dataset.ready", bytes(200_000), {"Nats-Msg-Id": "large"}))
+
+            async def noticed() -> bool:
+                return bool(told)
+
+            await until(noticed, seconds=40, what="that the disk is full")
+            assert server.pid == first and not writing.done()
+            ballast.unlink()
+            await asyncio.wait_for(writing, 60)
+            assert server.pid not in (None, first) and server.quick_deaths <= 1
+            assert await bus.last_seq() == 2
+            await bus.close()
+    assert ["full" in line for line in told] == [True, False]

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from deploy.nats import users as conf
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.dead_letters import find_dead, replay
 from llamaduo.bus.denials import Denied
 from llamaduo.bus.rights import OPERATOR, Rights, rights_of, somebody_elses, users
 from llamaduo.errors import BadEvent, UserInputError
@@ -258,6 +259,36 @@ async def test_a_stranger_gives_no_verdict_and_no_marks_in_anothers_name(
         await bus.publish(own)
         read = [logged.event.id async for logged in operator.log(follow=False) if logged.seq > before]
         assert read == [own.id]
+
+
+async def test_what_a_stranger_hides_under_anothers_id_hides_nothing(
+    operator: Bus, server: NatsServer, tmp_path: Path
+) -> None:
+    """Ids are hashes of what was asked, so anybody can know them; and the server drops repeats of an id."""
+    end = MigrationCompleted(migration="m-hidden")
+    async with (
+        bus_of(server, STRANGER, tmp_path / "s") as stranger,
+        bus_of(server, "verdict", tmp_path / "v") as ours,
+    ):
+        assert await stranger.republish("eval.scored.stranger", b"{}", {"Nats-Msg-Id": end.id})
+        assert await ours.publish(end)
+    read = [logged.event async for logged in operator.log(follow=False) if logged.event.migration == "m-hidden"]
+    assert read and {event.id for event in read} == {end.id}
+
+
+async def test_the_operator_puts_no_strangers_letter_into_the_log(
+    operator: Bus, server: NatsServer, tmp_path: Path
+) -> None:
+    forged = encode_event(MigrationCompleted(migration="m-forged"))
+    async with bus_of(server, STRANGER, tmp_path) as bus:
+        headers = {
+            "Nats-Msg-Id": "forged", "llamaduo-dead-letter": "f0f0", "llamaduo-consumer": STRANGER,
+            "llamaduo-subject": "migration.completed", "llamaduo-seq": "1",
+        }  # fmt: skip
+        await bus.publish_dead_letter(STRANGER, "responses.generated", forged, headers)
+    with pytest.raises(UserInputError, match="the log has no such message"):
+        await replay(operator, await find_dead(operator, "f0f0"))
+    assert "m-forged" not in {logged.event.migration async for logged in operator.log(follow=False)}
 
 
 async def test_a_password_may_be_in_a_file(operator: Bus, server: NatsServer, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def nothing_in_it(folder: Path) -> None:
         (cut_off, "cut off"),
         (overlong, "overlong"),
         (no_weights, "adapter_model.safetensors"),
-        (pickled, "adapter_model.safetensors"),
+        (pickled, "is pickled"),
         (no_config, "missing or not JSON"),
         (config_no_json, "missing or not JSON"),
         (one_half_only, "without its other half"),

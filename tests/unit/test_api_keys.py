@@ -239,9 +239,10 @@ async def test_what_nobody_expected_is_logged_under_an_id_and_told_as_that_id_al
         assert number in text and INSIDE not in text and "Traceback" not in text and "KeyError" not in text
         assert number in caplog.text and INSIDE in caplog.text
 
-        with pytest.raises(aiohttp.ClientError):
+        with caplog.at_level(logging.ERROR, logger="aiohttp.server"), pytest.raises(aiohttp.ClientError):
             async with send("GET", "/half") as answer:
                 await answer.read()
+        assert not [record for record in caplog.records if record.name == "aiohttp.server"]
 
 
 async def test_paths_and_methods_that_are_not_there_are_refused_as_json() -> None:

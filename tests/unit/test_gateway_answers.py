@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
 
+from llamaduo.api_keys import KeyFile, new_key
 from services.gateway.upstream import Target
 from tests.gateway_servers import StandIn, gateway, stand_in
 from tests.support import until
@@ -300,6 +302,7 @@ async def test_the_responses_api_is_refused_in_openais_form(service: StandIn) ->
         ('{"model": 1}', 400, "model"),
         ('{"model": "triage", "messages": ' + "[" * 300 + "]" * 300 + "}", 400, None),
         ('{"model": "' + "x" * 2000 + '"}', 413, None),
+        ('{"model": "triage", "seed": NaN}', 400, None),
         ('{"model": "unknown"}', 404, "model"),
     ],
 )
@@ -336,3 +339,24 @@ async def test_an_alias_without_anybody_in_reach_says_so(service: StandIn, local
 
         # Also through an open circuit: where all fail, each request tries.
         await until(refused, seconds=20, what="requests that go on asking")
+
+
+async def test_with_a_file_of_keys_only_who_shows_one_is_answered_and_it_goes_no_further(
+    service: StandIn, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    key = new_key(keys, "the-shop")
+    async with gateway(tree(service), keys=KeyFile(keys), THE_KEY="k") as (_, url):
+        with pytest.raises(openai.AuthenticationError):
+            await ask(url)
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as ours:
+            answer = await ours.chat.completions.create(model="triage", messages=MESSAGES)
+        assert answer.choices[0].message.content == "said by service"
+        azure = openai.AsyncAzureOpenAI(azure_endpoint=url, api_key=key, api_version="2024-10-21", max_retries=0)
+        assert (await azure.chat.completions.create(model="triage", messages=MESSAGES)).choices
+        wrong = openai.AsyncAzureOpenAI(
+            azure_endpoint=url, api_key=f"{key}x", api_version="2024-10-21", max_retries=0
+        )
+        with pytest.raises(openai.AuthenticationError):
+            await wrong.chat.completions.create(model="triage", messages=MESSAGES)
+    assert len(service.headers) == 2 and key not in str(service.headers)

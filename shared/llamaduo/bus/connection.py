@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from faststream import AckPolicy
 from faststream.nats import NatsBroker
@@ -17,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
+from nats.js.api import PubAck
 from nats.js.errors import NotFoundError
 
 from llamaduo import tls
@@ -25,7 +27,7 @@ from llamaduo.bus import topology
 from llamaduo.bus.denials import Denials
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
-from llamaduo.bus.reading import StreamReader, WakeUps
+from llamaduo.bus.reading import Stored, StreamReader, WakeUps
 from llamaduo.bus.room import Room
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
@@ -200,25 +202,43 @@ class Bus:
         where the event is too large for it, Denied where this user may not.
         """
         subject, body, headers = subject_for(event), encode_event(event), headers_of(event)
-        return await self._publish(subject, body, topology.EVENTS, headers)
+        ack = await self._publish(subject, body, topology.EVENTS, headers)
+        if ack.duplicate and not await self._is_in_the_log(event, ack.seq):
+            log.error("%s: somebody published something else under the id %s", subject, event.id)
+            headers["Nats-Msg-Id"] = f"{event.id}:{uuid4().hex}"
+            ack = await self._publish(subject, body, topology.EVENTS, headers)
+        return not ack.duplicate
+
+    async def _is_in_the_log(self, event: Event, seq: int) -> bool:
+        """Whether what the server takes for a repeat is one: it compares ids alone, and anybody can send any."""
+        stored = await self.stored(seq)
+        try:
+            return stored is None or event_of(stored.subject, stored.body).id == event.id
+        except BadEvent:
+            return False
+
+    async def stored(self, seq: int) -> Stored | None:
+        """What the log has at this place. RetryableError when the bus stays away."""
+        with _bus_is_there():
+            found, _ = await self._reader(topology.EVENTS).batch(seq, most=1)
+        return found[0] if found and found[0].seq == seq else None
 
     async def publish_dead_letter(self, consumer: str, subject: str, body: bytes, headers: dict[str, str]) -> bool:
         """Store a dead letter of this consumer under the id in its headers."""
         where = f"{topology.DEAD_LETTER_PREFIX}{consumer}.{subject}"
-        return await self._publish(where, body, topology.DEAD_LETTERS, headers)
+        return not (await self._publish(where, body, topology.DEAD_LETTERS, headers)).duplicate
 
     async def republish(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
         """Put a dead letter's body back on its own subject."""
-        return await self._publish(subject, body, topology.EVENTS, headers)
+        return not (await self._publish(subject, body, topology.EVENTS, headers)).duplicate
 
-    async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
+    async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> PubAck:
         size = len(body) + header_bytes(headers)
         if size > self.client.max_payload:  # the server breaks the connection of a client that tries
             raise PermanentError(f"{subject}: {size} bytes are more than the bus takes at once")
 
-        async def send() -> bool:
-            ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
-            return not ack.duplicate
+        async def send() -> PubAck:
+            return await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
 
         return await self.room.stored(stream, subject, send)
 
@@ -260,9 +280,12 @@ class Bus:
         return StreamReader(self.client, stream, self.denials)
 
     async def stream_size(self, stream: str) -> StreamSize:
-        """How full a stream is. RetryableError when the bus stays away."""
-        with _bus_is_there():
-            info = await self.js.stream_info(stream)
+        """How full a stream is. RetryableError when the bus stays away, or is not set up."""
+        try:
+            with _bus_is_there():
+                info = await self.js.stream_info(stream)
+        except NotFoundError as error:
+            raise RetryableError("this bus is not set up: run `llamaduo bootstrap`", delay=10) from error
         return StreamSize(info.state.messages, info.state.bytes, max(0, info.config.max_bytes or 0))
 
     async def last_seq(self) -> int:

@@ -12,12 +12,12 @@ from typing import Literal
 
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 from pydantic import BaseModel, ValidationError
 
 from llamaduo.bus.connection import Bus, header_bytes
 from llamaduo.bus.kv import KeyConflict
-from llamaduo.bus.topology import DEAD_LETTER_PREFIX, DEAD_LETTERS, EVENTS
+from llamaduo.bus.topology import DEAD_LETTER_PREFIX, DEAD_LETTERS
 from llamaduo.bus.work import Record
 from llamaduo.errors import UserInputError
 from llamaduo.event_parts import CallCounts
@@ -216,10 +216,10 @@ async def find_dead(bus: Bus, letter: str) -> DeadLetter:
 async def replay(bus: Bus, dead: DeadLetter, by: str = "") -> None:
     """Put the message back on its subject, free its job for as many tries again, and drop the letter.
 
-    However often it is asked for, at once or after a kill: the log has it once. UserInputError where the whole
-    message is not to be had any more.
+    However often it is asked for, at once or after a kill: the log has it once. UserInputError where the log
+    has no such message.
     """
-    body = await _whole_body(bus, dead)
+    body = await _original(bus, dead)
     await _free_job(bus, dead)
     again = identity("replay", dead.id, dead.seq)
     headers = {"Nats-Msg-Id": f"replay:{again}", "content-type": "application/json"}
@@ -249,19 +249,19 @@ async def _remove(bus: Bus, dead: DeadLetter, what: Literal["put back", "dropped
             raise
 
 
-async def _whole_body(bus: Bus, dead: DeadLetter) -> bytes:
-    """The body of the message, from the log where it was too large for the dead letter.
+async def _original(bus: Bus, dead: DeadLetter) -> bytes:
+    """The body of the message, as the log has it: any evaluator may write dead letters.
 
-    UserInputError if it is not there any more.
+    UserInputError where the log has no such message.
     """
-    if dead.cut_from is None:
-        return dead.body
-    with contextlib.suppress(NotFoundError):
-        logged = await bus.js.get_msg(EVENTS, dead.log_seq)
-        body = logged.data or b""
-        if logged.subject == dead.subject and len(body) == dead.cut_from and body.startswith(dead.body):
-            return body
-    raise UserInputError(f"the message of dead letter {dead.id} is not in the log any more", hint="drop it")
+    stored = await bus.stored(dead.log_seq) if dead.log_seq else None
+    if stored is not None and stored.subject == dead.subject and stored.body.startswith(dead.body):
+        whole = len(dead.body) if dead.cut_from is None else dead.cut_from
+        if len(stored.body) == whole:
+            return stored.body
+    raise UserInputError(
+        f"the log has no such message as dead letter {dead.id} holds", hint="`llamaduo dlq drop` removes it"
+    )
 
 
 async def _free_job(bus: Bus, dead: DeadLetter) -> None:

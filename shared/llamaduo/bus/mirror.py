@@ -15,6 +15,7 @@ from llamaduo.events import (
     MigrationCancelled,
     MigrationCompleted,
     MigrationStopped,
+    TrafficCaptured,
 )
 from llamaduo.migrations.fold import MigrationView
 
@@ -65,7 +66,7 @@ class Mirror:
                 self._changed.notify_all()
 
     def _fold(self, event: AnyEvent) -> None:
-        if event.migration in self._ended:
+        if event.migration in self._ended or isinstance(event, TrafficCaptured):
             return
         view = self._views.setdefault(event.migration, MigrationView(event.migration))
         view.add(event)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -24,10 +25,12 @@ log = logging.getLogger(__name__)
 TRIES = 20
 """Of a write to a bus that is away, before the work behind it is put off."""
 LONGEST_PAUSE_S, LONGEST_PAUSE_WHEN_FULL_S = 5.0, 30.0
+SILENT_S = 1.0
+"""Between two time-outs of writes to one place, with none taken meanwhile, before the disk is thought of."""
 STORE_FAILED, SERVER_FULL, GENERAL = 10077, (10002, 10023, 10047), 10051
 NOT_TAKEN = (10060, 10122)
 RAISE_IT = "raise its limit: `llamaduo bootstrap --max-bytes N` (-1: none)"
-FREE_IT = "make room on the disk of its nats-server, then start that anew"
+FREE_IT = "make room on the disk of its nats-server, then start that anew (`llamaduo up` does it by itself)"
 
 
 def why_full(error: BaseException) -> str | None:
@@ -56,6 +59,7 @@ class Room:
         self._answers, self._patient = answers, patient
         self._leaving = asyncio.Event()
         self._full: dict[str, str] = {}
+        self._silent_since: dict[str, float] = {}
 
     @property
     def full(self) -> str | None:
@@ -69,15 +73,20 @@ class Room:
     def took(self, where: str) -> None:
         """A write to this stream or bucket was taken."""
         self._full.pop(where, None)
+        self._silent_since.pop(where, None)
 
     async def why_not(self, where: str, error: Exception) -> str | None:
         """What is full, from the error of a write to this stream or bucket; None where it is about something else.
 
-        A time-out does not tell whether the write was taken, but where the server answers it may be its disk.
+        A time-out does not tell whether the write was taken. Where they go on and the server answers, it is its disk;
+        several at once can be this process, which was busy and read no replies.
         """
         full = why_full(error)
-        if full is None and isinstance(error, TimeoutError) and await self._answers():
-            full = STORES_NOTHING
+        if full is None and isinstance(error, TimeoutError):
+            now = time.monotonic()
+            since = self._silent_since.setdefault(where, now)
+            if now - since >= SILENT_S and await self._answers():
+                full = STORES_NOTHING
         if full is not None:
             if where not in self._full:
                 log.error("%s: %s", where, full)
@@ -105,8 +114,7 @@ class Room:
         """Pause, or raise what is to be raised."""
         if isinstance(error, APIError) and error.err_code in NOT_TAKEN:
             raise RetryableError(f"the bus refuses {what}: {error.description}", delay=30) from error
-        # Two time-outs can be a server that is busy or was just started.
-        full = None if isinstance(error, TimeoutError) and attempt < 2 else await self.why_not(where, error)
+        full = await self.why_not(where, error)
         if full is not None:
             if not self._patient or self._leaving.is_set():
                 raise BusFull(full) from error

@@ -209,6 +209,7 @@ SERVICES: dict[str, ServiceContract] = {
         durables=(),
         publishes=(TrafficCaptured,),
         reads=(AdapterPromoted, AdapterRolledBack, AdapterLoaded),
+        artifacts="write",
     ),
     "operator": ServiceContract(
         "The CLI, later the dashboard and the drift watch.",

@@ -123,14 +123,17 @@ def call(arguments: list[str]) -> int:
     """Run a command and give its exit code; our own errors become one line on stderr."""
     from llamaduo.errors import LlamaDuoError, UserInputError
     from llamaduo.input_files import of_os_error
+    from llamaduo.masking import learn_environment, masked
+
+    learn_environment(os.environ)
 
     try:
         app(arguments)
     except UserInputError as error:
-        typer.echo(f"llamaduo: {error}", err=True)
+        typer.echo(f"llamaduo: {masked(str(error))}", err=True)
         return 2
     except LlamaDuoError as error:
-        typer.echo(f"llamaduo: {error}", err=True)
+        typer.echo(f"llamaduo: {masked(str(error))}", err=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,7 @@ import re
 import aiohttp
 
 from llamaduo.errors import LlamaDuoError, UserInputError
+from llamaduo.masking import masked
 from llamaduo.migrations.spec import VARIABLE_PATTERN, ServiceLLM
 from llamaduo.service_llm.credentials import api_key
 from llamaduo.sharing.taking import TakenAdapter
@@ -32,7 +33,7 @@ async def load_adapter(url: str, key_variable: str, adapter: TakenAdapter) -> No
             field="--adapter",
             hint="start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
         )
-    raise LlamaDuoError(f"{engine.base_url} refused the adapter ({status}): {' '.join(text.split())[:300]}")
+    raise LlamaDuoError(f"{engine.base_url} refused the adapter ({status}): {masked(' '.join(text.split()))[:300]}")
 
 
 async def unload_adapter(url: str, key_variable: str, adapter: TakenAdapter) -> None:

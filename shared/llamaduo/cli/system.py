@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from llamaduo.built_in_evaluators import ON_WISH
 from llamaduo.cli.nats_server import PREFERRED_PORT, answers, free_port, nats_program
 from llamaduo.cli.processes import Child, Program, Supervisor, tail
+from llamaduo.cli.server_room import restart_when_there_is_room
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, remove_note, write_note
 from llamaduo.errors import LlamaDuoError, UserInputError
 
@@ -52,6 +53,7 @@ class Plan:
     emulator: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
     evaluators: tuple[str, ...] = ()
+    say: Callable[[str], None] = print
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self) -> None:
@@ -177,13 +179,17 @@ async def running(plan: Plan) -> AsyncIterator[System]:
         system = System(plan, f"nats://127.0.0.1:{port}", Supervisor())
         keys = sorted(name for name, value in plan.environment.items() if value and is_key_name(name))
 
+        guard: asyncio.Task[None] | None = None
+
         def note() -> None:
             children, emulator = system.child_notes(), system.emulator_url
-            write_note(plan.state, UpNote(os.getpid(), system.nats_url, started, children, emulator, keys))
+            with contextlib.suppress(OSError):  # on a full disk the children are looked after all the same
+                write_note(plan.state, UpNote(os.getpid(), system.nats_url, started, children, emulator, keys))
 
         system.supervisor = Supervisor(changed=note)
         try:
             server = await system.supervisor.start(nats_program(plan.state, port))
+            guard = asyncio.create_task(restart_when_there_is_room(server, plan.say), name="room")
             await _until_server_answers(system, server)
             await set_bus_up(system)
             if plan.emulator is not None:
@@ -193,6 +199,8 @@ async def running(plan: Plan) -> AsyncIterator[System]:
                 await system.supervisor.start(service_program(plan, service, system.nats_url))
             yield system
         finally:
+            if guard is not None:
+                guard.cancel()
             await _stop(system)
             remove_note(plan.state)
 

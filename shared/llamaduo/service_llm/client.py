@@ -143,13 +143,15 @@ class ServiceLLMClient:
             try:
                 entry = await self._join(flight)
             except _Dropped:
-                continue
+                pass
             except BudgetExhausted:
                 if started or flight.migration == call.migration:
                     raise
-                continue
-            self._tally.note(call, entry)
-            return answer_of(call, entry, from_ledger=not (started and flight.sent))
+            else:
+                self._tally.note(call, entry)
+                return answer_of(call, entry, from_ledger=not (started and flight.sent))
+            # A flight that has ended leaves the list in the event loop's next turn, and joining it waits for nothing.
+            await asyncio.sleep(0)
 
     async def ask_all(self, calls: Sequence[Call], budgets: Budgets) -> list[Answer | LlamaDuoError]:
         """Ask many calls, as many at once as the spec allows; one result a call, in order.

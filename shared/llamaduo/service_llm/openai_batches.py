@@ -12,6 +12,7 @@ import os
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from llamaduo.masking import learn, masked
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call
 from llamaduo.service_llm.credentials import NO_KEY, api_key, speaks_chat
@@ -161,9 +162,9 @@ class OpenAIBatches:
             raise SendFailed("unknown", self._without_key(llm, f"{error} {error.__cause__ or ''}")) from None
 
     def _without_key(self, llm: ServiceLLM, message: str) -> str:
-        key = api_key(llm, self._environment)
-        message = " ".join(message.split())
-        return (message if key == NO_KEY else message.replace(key, "***"))[:LONGEST_MESSAGE]
+        if (key := api_key(llm, self._environment)) != NO_KEY:
+            learn(key)
+        return masked(" ".join(message.split()))[:LONGEST_MESSAGE]
 
 
 class _Tape:

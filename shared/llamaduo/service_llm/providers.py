@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llamaduo.masking import learn, masked
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm.call import Call, FinishReason
 from llamaduo.service_llm.credentials import (
@@ -361,10 +362,9 @@ def _failure(error: Exception, secret: str) -> SendFailed | None:
     """What a model's error means for the call; None for one that is no answer of a provider."""
     from pydantic_ai import exceptions as errors
 
-    message = " ".join(str(error).split())
-    if secret:
-        message = message.replace(secret, "***")
-    message = message[:LONGEST_MESSAGE]
+    # Masked before it is cut: half a key would be found by no mask.
+    learn(secret)
+    message = masked(" ".join(str(error).split()))[:LONGEST_MESSAGE]
     match error:
         case errors.ModelQuotaExceededError() | errors.ModelRequestRejectedError() | errors.UserError():
             return SendFailed("refused", message)

@@ -14,6 +14,7 @@ from llamaduo.hub_datasets import EXTRA, ON_THE_HUB
 from llamaduo.identity import adapter_digest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_CONFIG = 1_000_000
 _ADDRESS = re.compile(r"hf://(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
@@ -42,10 +43,14 @@ def take_adapter(source: str, into: Path) -> TakenAdapter:
                 "only pickled weights are here, and those are not read" if pickled else "`llamaduo export` writes one"
             )
             raise UserInputError(f"no {needed}, so this is no adapter", file=source, hint=hint)
+        if not source.startswith(ON_THE_HUB) and (folder / needed).resolve().parent != folder.resolve():
+            raise UserInputError(f"{needed} is a link to elsewhere", file=source, hint="copy the file itself")
+    if (folder / CONFIG).stat().st_size > LARGEST_CONFIG:
+        raise UserInputError("is too large for an adapter's config", file=f"{source}/{CONFIG}")
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         base_model = str(config["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserInputError("does not name its base model", file=f"{source}/{CONFIG}") from error
     digest = adapter_digest({name: digest_of_file(folder / name)[0] for name in (CONFIG, WEIGHTS)})
     name = f"taken-{digest[:12]}"
