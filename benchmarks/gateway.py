@@ -27,6 +27,7 @@ PER_SECOND = 200.0
 LATENCY_MS = 20.0
 TURNS, TURN_REQUESTS = 5, 2000
 CUT_REQUESTS = 10_000
+LONGEST_BACK_S = 12.0
 OPENS_AFTER = 5  # failures in a row
 _LIST = TypeAdapter(list[Asked])
 
@@ -75,7 +76,7 @@ async def _upstreams(*names: str) -> AsyncIterator[list[Upstream]]:
 
 
 class Caller:
-    """A process that asks; `began` once it does, and `done` gives what came of it."""
+    """A process that asks; `began` once it does, and `done` gives what came of it, and stops one without an end."""
 
     def __init__(self, orders: CallerOrders) -> None:
         self._orders = orders
@@ -87,13 +88,13 @@ class Caller:
             env=environment(), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=2**26,
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(self._orders.model_dump_json().encode())
-        self._process.stdin.close()
+        self._process.stdin.write(self._orders.model_dump_json().encode() + b"\n")
         await self._process.stdout.readline()
         return self
 
     async def done(self) -> list[Asked]:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None and self._process.stdout is not None and self._process.stdin is not None
+        self._process.stdin.close()
         told = await self._process.stdout.read()
         if await self._process.wait() != 0:
             raise RuntimeError("the caller failed")
@@ -125,7 +126,7 @@ def after_the_cut(asked: Sequence[Asked], cut: float, back: float) -> dict[str, 
     }
 
 
-def _orders(url: str, requests: int, per_second: float) -> CallerOrders:
+def _orders(url: str, requests: int | None, per_second: float) -> CallerOrders:
     return CallerOrders(url=url, model="triage", per_second=per_second, requests=requests)
 
 
@@ -157,20 +158,20 @@ async def _overhead(folder: Path, nats_url: str, quick: bool, per_second: float)
     return result
 
 
-async def _cut(folder: Path, nats_url: str, quick: bool, per_second: float) -> dict[str, Any]:
-    """The service LLM is killed after a third of all requests and is there again after two thirds."""
-    requests = CUT_REQUESTS // 20 if quick else CUT_REQUESTS
+async def through_a_cut(folder: Path, nats_url: str, requests: int, per_second: float) -> dict[str, Any]:
+    """The service LLM is killed after a third of these requests, and is there again after two thirds."""
     async with _upstreams("service", "local") as [service, local]:
         triage = {"mode": "capture", "local": {"base_url": local.url, "model": "m-1-r1"}}
         tree = {"service": {"base_url": service.url}, "aliases": {"triage": triage}}
         async with gateway_process(folder, tree, LLAMADUO_NATS_URL=nats_url) as gateway:
-            caller = await Caller(_orders(gateway.url, requests, per_second)).began()
+            caller = await Caller(_orders(gateway.url, None, per_second)).began()
             await asyncio.sleep(requests / per_second / 3)
             await service.kill()
             cut = time.time()
             await asyncio.sleep(requests / per_second / 3)
             await service.start()
             back = time.time()
+            await asyncio.sleep(max(requests / per_second / 3, LONGEST_BACK_S))
             asked = await caller.done()
     return after_the_cut(asked, cut, back)
 
@@ -184,7 +185,8 @@ async def gateway(quick: bool) -> dict[str, Any]:
             async with connected(server, folder):
                 pass
             overhead = await _overhead(folder / "overhead", server.url, quick, per_second)
-            cut = await _cut(folder / "cut", server.url, quick, per_second)
+            requests = CUT_REQUESTS // 20 if quick else CUT_REQUESTS
+            cut = await through_a_cut(folder / "cut", server.url, requests, per_second)
     print(
         f"added at {per_second:g} requests/s: p50 {overhead['added_p50_ms']} ms, p99 {overhead['added_p99_ms']} ms; "
         f"service LLM cut: {cut['failed']} of {cut['requests']} failed, {cut['failed_after_open']} after the circuit "

@@ -1,4 +1,4 @@
-"""An application, as a process: so many requests a second whatever the answers take. Orders on stdin.
+"""An application, as a process: so many requests a second whatever the answers take. Orders on stdin, as one line.
 
 On stdout an empty line when it begins, and at the end one JSON list: of each request when it was sent and how long it
 took, in seconds, its status (0: none), and who served it.
@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 
 class CallerOrders(BaseModel):
-    """Which model is asked where, how often in a second, and how often in all."""
+    """Which model is asked where, how often in a second, and how often in all (None: until stdin is closed)."""
 
     url: str
     model: str
     per_second: float
-    requests: int
+    requests: int | None
 
 
 class Asked(BaseModel):
@@ -61,10 +61,18 @@ async def run(orders: CallerOrders) -> list[Asked]:
                 pass
             done.append(Asked(at=at, seconds=time.perf_counter() - began, status=status, served_by=served_by))
 
-        await asyncio.gather(*(one(number) for number in range(orders.requests)))
+        if orders.requests is not None:
+            await asyncio.gather(*(one(number) for number in range(orders.requests)))
+            return done
+        told_to_stop = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+        sent: list[asyncio.Task[None]] = []
+        while not told_to_stop.done():
+            sent.append(asyncio.create_task(one(len(sent))))
+            await asyncio.sleep(max(0.0, begins + len(sent) / orders.per_second - time.time()))
+        await asyncio.gather(*sent)
     return done
 
 
 if __name__ == "__main__":
-    told = asyncio.run(run(CallerOrders.model_validate_json(sys.stdin.read())))
+    told = asyncio.run(run(CallerOrders.model_validate_json(sys.stdin.readline())))
     sys.stdout.write(json.dumps([one.model_dump() for one in told]))

@@ -199,6 +199,25 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "s",
         ),
     ),
+    "Gateway": (
+        Panel(
+            "Answers a minute",
+            per_minute("llamaduo_gateway_requests_total", "alias, served_by"),
+            "{{alias}} {{served_by}}",
+        ),
+        Panel(
+            "Failed over",
+            per_minute("llamaduo_gateway_fail_overs_total", "alias, served_by"),
+            "{{alias}} {{served_by}}",
+        ),
+        Panel("Left alone", "max by (upstream) (llamaduo_gateway_circuit_open)", "{{upstream}}"),
+        Panel(
+            "Captured a minute",
+            per_minute("llamaduo_gateway_captured_total", "alias, outcome"),
+            "{{alias}} {{outcome}}",
+        ),
+        Panel("Captured, waiting for the bus", "sum(llamaduo_gateway_spool_bytes)", "rows", "bytes"),
+    ),
 }
 
 

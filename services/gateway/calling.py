@@ -133,7 +133,7 @@ async def call(
                 if target.place != first or problem is not None:
                     FAIL_OVERS.labels(ask.alias, target.place).inc()
                 response = _response(opened, ask, target)
-                REQUESTS.labels(ask.alias, target.place, str(opened.status)).inc()
+                REQUESTS.labels(ask.alias, target.place).inc()
                 await _pass_on(request, response, opened, target, recording)
                 return response
         except Unanswered as unanswered:
@@ -147,7 +147,7 @@ async def call(
             return response
         finally:
             circuits.tell(target, taken, went_well)
-    REQUESTS.labels(ask.alias, "nobody", str(problem.status if problem else None)).inc()
+    REQUESTS.labels(ask.alias, "nobody").inc()
     return _refusal(problem)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
-REQUESTS = Counter("llamaduo_gateway_requests_total", "Answers to applications", ["alias", "served_by", "status"])
+REQUESTS = Counter("llamaduo_gateway_requests_total", "Answers to applications", ["alias", "served_by"])
 FAIL_OVERS = Counter(
     "llamaduo_gateway_fail_overs_total", "Answers of another one than was to answer first", ["alias", "served_by"]
 )

@@ -26,11 +26,16 @@ MEDIA_TYPE = "application/x-ndjson"
 
 
 def event_of(alias: str, ref: ArtifactRef, body: bytes, source: str) -> TrafficCaptured:
-    """What the log learns of a file of rows. ValueError or KeyError where a line is none of ours."""
-    times = [datetime.fromisoformat(json.loads(line)["at"]) for line in body.splitlines()]
+    """What the log learns of a file of rows, which are in the order of their times.
+
+    ValueError or KeyError where its first or last line is none of ours.
+    """
+    # Not every line is read: that would take the answers' time.
+    ends = (body[: body.index(b"\n")], body[body.rfind(b"\n", 0, -1) + 1 :])
+    times = [datetime.fromisoformat(json.loads(line)["at"]) for line in ends]
     return TrafficCaptured(
-        migration=f"traffic-{alias}", alias=alias, traffic=ref, rows=len(times), first=min(times), last=max(times),
-        source=source,
+        migration=f"traffic-{alias}", alias=alias, traffic=ref, rows=body.count(b"\n"), first=min(times),
+        last=max(times), source=source,
     )  # fmt: skip
 
 

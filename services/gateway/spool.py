@@ -157,9 +157,10 @@ def shippable(path: Path) -> Iterator[bool]:
         if os.fstat(handle).st_nlink == 0:  # shipped by another process between the look and the lock
             yield False
             return
-        body = path.read_bytes()
-        whole = body.rfind(b"\n") + 1
-        if whole < len(body):
+        size = os.fstat(handle).st_size
+        whole = size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            whole = path.read_bytes().rfind(b"\n") + 1
             os.ftruncate(handle, whole)
             os.fsync(handle)
         if whole == 0:

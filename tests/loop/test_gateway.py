@@ -13,6 +13,7 @@ import aiohttp
 import openai
 from openai.types.chat import ChatCompletionToolParam
 
+from benchmarks.gateway import through_a_cut
 from benchmarks.limits import emulator
 from llamaduo.artifacts import read_bytes
 from llamaduo.events import AdapterLoaded, AdapterPromoted, AdapterRolledBack, Event, TrafficCaptured
@@ -231,3 +232,40 @@ async def test_no_row_is_lost_or_doubled_when_gateway_and_bus_are_killed_in_mid_
     assert sum(event.rows for event in events) == len(rows)
     assert all(event.alias == "triage" and event.first <= event.last for event in events)
     assert any(row["response"]["choices"][0]["message"]["content"] == "said by service" for row in rows)
+
+
+async def test_its_health_and_figures_are_where_those_of_every_service_are(tmp_path: Path) -> None:
+    async with stand_in("service") as service:
+        tree = {"service": {"base_url": service.url}, "aliases": {"triage": {"mode": "capture"}}}
+        health = tmp_path / "health"
+        async with gateway_process(tmp_path / "gateway", tree, LLAMADUO_PORT_FILE=str(health)) as gateway:
+            await served_by(gateway)
+
+            async def there() -> bool:
+                return health.exists()
+
+            await until(there, what="the port of its health")
+            async with aiohttp.ClientSession() as http:
+
+                async def told(path: str) -> str:
+                    async with http.get(f"http://127.0.0.1:{health.read_text()}{path}") as answer:
+                        assert answer.status == 200
+                        return await answer.text()
+
+                assert json.loads(await told("/healthz"))["service"] == "gateway"
+                assert json.loads(await told("/readyz"))["ready"]
+                figures = await told("/metrics")
+    assert 'llamaduo_gateway_requests_total{alias="triage",served_by="service"} 1.0' in figures
+    assert 'llamaduo_gateway_captured_total{alias="triage",outcome="kept"} 1.0' in figures
+
+
+async def test_no_request_fails_when_the_service_llm_is_cut_in_mid_traffic_and_it_is_soon_found_again(
+    tmp_path: Path,
+) -> None:
+    with nats_server(tmp_path / "nats") as server:
+        async with connected(server, tmp_path):
+            pass
+        told = await through_a_cut(tmp_path / "gateway", server.url, requests=300, per_second=30.0)
+    assert told["requests"] > 300 and told["failed"] == 0
+    assert told["answered_locally"] > 50 and told["failed_after_open"] == 0
+    assert told["back_after_s"] is not None and told["back_after_s"] < 10

@@ -46,8 +46,10 @@ def program(name: str) -> str:
 
 
 def panels() -> list[dict[str, Any]]:
+    """What a migration fills; no application asks the gateway during one."""
     board = json.loads((METRICS / "grafana" / "dashboards" / "llamaduo.json").read_text("utf-8"))
-    return [panel for panel in board["panels"] if panel["type"] != "row"]
+    shown = [panel for panel in board["panels"] if panel["type"] != "row"]
+    return [panel for panel in shown if "llamaduo_gateway_" not in panel["targets"][0]["expr"]]
 
 
 @pytest.mark.parametrize(
