@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-main demo test test-fast test-compose faults fuzz-http lint format docs clean
+.PHONY: help setup setup-main demo test test-fast test-compose faults fuzz-http sbom audit lint format docs clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,6 +37,12 @@ faults: setup-main ## migrations under seeded faults of all kinds: make faults S
 
 fuzz-http: setup-main ## made-up requests to each HTTP API: make fuzz-http SEED=7 REQUESTS=10000
 	$(PY) -m tests.http_fuzz --seed $(or $(SEED),1) --requests $(or $(REQUESTS),10000)
+
+sbom: setup-main ## a bill of materials of the environment (CycloneDX), checked to be whole
+	$(PY) -m deploy.sbom .llamaduo/sbom.json
+
+audit: setup-main ## known vulnerabilities in what is installed, where a list of them can be reached
+	$(PY) -m deploy.audit
 
 lint: setup-main ## ruff, mypy (strict) and the import rules
 	$(PY) -m ruff check .

@@ -17,7 +17,6 @@ from llamaduo.events import (
     DatasetReady,
     EvalFailed,
     EvalPassed,
-    EvalScored,
     Event,
     MarksRequested,
     MigrationCancelled,
@@ -375,10 +374,7 @@ def _another_can_win(view: MigrationView, spec: MigrationSpec, number: int) -> b
 def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | None:
     """An evaluator that decides and has marked nothing for too long though an answered shard waits, as a sentence."""
     lost = _lost(view)
-    busy = {
-        name: max((e.at for e in view.of_type(EvalScored) if e.evaluator == name), default=None)
-        for name in spec.awaited
-    }
+    busy = {name: view.last_marked(name) for name in spec.awaited}
     limit = timedelta(seconds=spec.silence_s)
     resumed = max((e.at for e in view.of_type(ResumeRequested)), default=datetime.min.replace(tzinfo=UTC))
     rounds = [n for n in view.rounds if view.decision(n) is None]

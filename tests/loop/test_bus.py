@@ -14,7 +14,7 @@ from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.kv import KeyConflict, KeyValue, MemoryKeyValue
 from llamaduo.bus.mirror import Mirror
-from llamaduo.errors import RetryableError
+from llamaduo.errors import BusFull, RetryableError
 from llamaduo.events import DatasetReady, EvalFailed, MigrationCompleted
 from tests.simulated import dataset, learner, simulate
 from tests.support import NatsServer, Proxy, bus_settings, connected, nats_server, until
@@ -33,7 +33,7 @@ async def test_the_stream_is_on_disk_kept_for_ever_and_refuses_when_full(server:
         config = (await bus.js.stream_info(topology.EVENTS)).config
         assert config.storage == StorageType.FILE and config.retention == RetentionPolicy.LIMITS
         assert config.max_age in (0, None) and config.duplicate_window == topology.DAY_S
-        with pytest.raises(RetryableError, match="refuses"):
+        with pytest.raises(BusFull, match="the log is full"):
             for number in range(200):
                 await bus.publish(dataset(number))
         first = (await anext(aiter(bus.log(follow=False)))).event
@@ -70,7 +70,7 @@ async def test_a_publish_that_cannot_be_stored_is_an_error_and_not_silence(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traps 19, 20."""
-    monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TRIES", 2)
+    monkeypatch.setattr("llamaduo.bus.room.TRIES", 2)
     async with connected(server, tmp_path, bootstrap=False) as bus:
         with pytest.raises(RetryableError):
             await bus.publish(dataset(0))
@@ -81,7 +81,7 @@ async def test_publishing_while_the_bus_is_away_is_a_retryable_error(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
 ) -> None:
     """Whoever publishes, the verdict's clock for one, need not know the client's own errors."""
-    monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TRIES", 2)
+    monkeypatch.setattr("llamaduo.bus.room.TRIES", 2)
     monkeypatch.setattr("llamaduo.bus.connection.PUBLISH_TIMEOUT_S", 0.3)
     async with connected(server, tmp_path) as bus:
         if away == "server killed":

@@ -16,6 +16,7 @@ from llamaduo.bus.dead_letters import find_dead, list_dead, replay, traces
 from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.events import AdapterTrained, WorkFailed
 from tests.loop.test_settling import Trainer, dataset, idle, seen, trainer
+from tests.simulated import requested
 from tests.support import NatsServer, connected, environment, nats_server, serving, until
 
 Cli = Callable[..., Awaitable[tuple[int, str]]]
@@ -49,6 +50,7 @@ async def three_letters(server: NatsServer, folder: Path, bus: Bus) -> None:
         await until(lambda: idle(bus))
 
 
+@pytest.mark.timeout(400)
 async def test_from_the_command_line(tmp_path: Path) -> None:
     with nats_server(tmp_path / "nats") as server:
         llamaduo = cli_of(server, tmp_path)
@@ -61,6 +63,9 @@ async def test_from_the_command_line(tmp_path: Path) -> None:
             code, said = await llamaduo("dlq", "list", "--consumer", "trainer", "--migration", "other", "--json")
             [mine] = json.loads(said)
             assert (mine["migration"], mine["consumer"], mine["attempts"]) == ("other-2", "trainer", 1)
+            await bus.publish(requested("other-2"))
+            code, said = await llamaduo("dlq", "list", "--migration", "triage", "--json")
+            assert [one["id"] for one in json.loads(said)] == [mine["id"]]
             code, said = await llamaduo("dlq", "show", mine["id"][:10])
             assert code == 0 and '"round": 0' in said and "a reason" in said and "\x1b" not in said, said
             for command in (["show"], ["replay"], ["drop", "--yes"]):

@@ -148,7 +148,7 @@ async def test_a_disk_that_runs_full_stops_nobody_for_good(tmp_path: Path) -> No
                 ballast.unlink()
                 server.kill()
                 server.start()
-                view = await until(lambda: ended(bus, migration), seconds=120, what="the end")
+                view = await until(lambda: ended(bus, migration), seconds=180, what="the end")
                 await nothing_lost_and_nothing_twice(bus, view, url)
 
 

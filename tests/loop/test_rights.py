@@ -332,6 +332,14 @@ async def test_no_bucket_is_wiped_by_one_message_nor_read_by_a_stranger(
     assert await jobs.get("trainer.job") is not None
 
 
+async def test_a_service_under_anothers_user_ends_and_says_why(
+    operator: Bus, server: NatsServer, tmp_path: Path
+) -> None:
+    async with asyncio.timeout(20):
+        with pytest.raises(Denied, match=f"denies user {STRANGER} to publish on .*consumer.info.events.verdict"):
+            await verdict(VerdictSettings(**settings_of(server, STRANGER, tmp_path))).serve()
+
+
 async def test_why_no_service_may_make_a_consumer(operator: Bus) -> None:
     """The name in the request's body is believed where its subject has none: permissions cannot tell them apart."""
     request = {"stream_name": topology.EVENTS, "config": {"name": "verdict", "ack_policy": "explicit"}}

@@ -7,6 +7,7 @@ import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, get_args
 
 import aiohttp
@@ -14,8 +15,9 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
+from llamaduo.api_keys import KeyFile, new_key
 from llamaduo.bus.progress import Progress
-from llamaduo.cli.chat_command import answer, converse, endpoints, find_endpoint
+from llamaduo.cli.chat_command import answer, converse, endpoint_session, endpoints, find_endpoint
 from llamaduo.cli.connect import choose
 from llamaduo.cli.operator_commands import command_event
 from llamaduo.cli.report_command import line_of_migration, migration_row
@@ -35,6 +37,7 @@ from llamaduo.events import (
     PromoteRequested,
     RollbackRequested,
 )
+from llamaduo.http_api import guarded
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.next_step import StopRule
 from llamaduo.migrations.report import build_report
@@ -237,3 +240,28 @@ async def test_chat_without_anything_served_says_so() -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(LlamaDuoError, match="nothing of"):
             await find_endpoint(session, fold(LOG[:5]))
+
+
+async def test_chat_shows_its_key_to_an_endpoint_that_asks_for_one_and_says_so_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    key = new_key(keys, "me")
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": []})
+
+    runner = web.AppRunner(guarded([web.get("/v1/models", models)], largest_body=100, keys=KeyFile(keys)))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    view = fold([*LOG[:-1], loaded(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", 80)])
+    try:
+        monkeypatch.delenv("LLAMADUO_API_KEY", raising=False)
+        async with endpoint_session(10) as session:
+            with pytest.raises(LlamaDuoError, match="asks for a key: set LLAMADUO_API_KEY"):
+                await find_endpoint(session, view)
+        monkeypatch.setenv("LLAMADUO_API_KEY", key)
+        async with endpoint_session(10) as session:
+            assert await find_endpoint(session, view)
+    finally:
+        await runner.cleanup()

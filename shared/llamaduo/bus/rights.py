@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from llamaduo.bus.topology import (
     ARTIFACTS,
     DEAD_LETTER_PREFIX,
+    DEAD_LETTERS,
     EVALUATOR_PREFIX,
     EVENTS,
     PROGRESS_PREFIX,
@@ -70,6 +71,8 @@ def rights_of(user: str, contract: ServiceContract) -> Rights:
         for bucket in LLM_BUCKETS:
             publish += _bucket(bucket, [">"])
     publish += _artifacts(contract)
+    if contract.counts_dead_letters:
+        publish.append(f"$JS.API.STREAM.INFO.{DEAD_LETTERS}")
     return Rights(tuple(sorted(publish)), (f"_INBOX_{user}.>", *subjects_for(contract.reads)))
 
 

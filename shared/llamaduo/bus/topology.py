@@ -122,6 +122,8 @@ class ServiceContract:
     """What it may do in the bus's object store; who writes reads, too."""
     asks_service_llm: bool = False
     """Whether it shares the buckets of ledger, budget and permits."""
+    counts_dead_letters: bool = False
+    """Whether it may ask how many there are, not what they hold."""
 
 
 COMMANDS: tuple[type[Event], ...] = (PauseRequested, ResumeRequested, CancelRequested)
@@ -203,6 +205,7 @@ SERVICES: dict[str, ServiceContract] = {
         ),
         reads=ALL,
         artifacts="none",
+        counts_dead_letters=True,
     ),
     "gateway": ServiceContract(
         "Answers applications by the service LLM or the local model, and captures traffic.",

@@ -89,6 +89,14 @@ async def all_views(bus: Bus) -> dict[str, MigrationView]:
     return views
 
 
+async def ids_of(bus: Bus, name: str) -> set[str]:
+    """The migrations of this name, whether or not this version can read their specs."""
+    from llamaduo.events import MigrationRequested, subject_of
+
+    asked = [e.event async for e in bus.log([subject_of(MigrationRequested)], follow=False)]
+    return {e.migration for e in asked if isinstance(e, MigrationRequested) and e.spec.get("name") == name}
+
+
 def choose(views: dict[str, MigrationView], wanted: str | None) -> MigrationView:
     """The migration meant by an id, the beginning of one, or a name; the newest one where nothing is given.
 

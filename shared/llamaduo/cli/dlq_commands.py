@@ -18,22 +18,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 @app.command("list")
 def list_letters(
-    migration: Annotated[str | None, typer.Option(help="Only of this migration: its id, or the beginning.")] = None,
+    migration: Annotated[str | None, typer.Option(help="Only of this migration: name, id or its beginning.")] = None,
     consumer: Annotated[str | None, typer.Option(help="Only of this consumer, e.g. trainer or llm-judge.")] = None,
     gone: Annotated[bool, typer.Option("--gone", help="Those that were put back or dropped instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """All dead letters, oldest first."""
     from llamaduo.bus.dead_letters import Trace, list_dead, traces
-    from llamaduo.cli.connect import run, the_bus
+    from llamaduo.cli.connect import ids_of, run, the_bus
 
-    def wanted(one: DeadLetter | Trace) -> bool:
+    def wanted(one: DeadLetter | Trace, ids: set[str]) -> bool:
         names = (one.consumer, one.consumer.removeprefix("evaluator-"))
-        return one.migration.startswith(migration or "") and (consumer is None or consumer in names)
+        of_it = one.migration in ids or one.migration.startswith(migration or "")
+        return of_it and (consumer is None or consumer in names)
 
     async def work() -> None:
         async with the_bus() as bus:
-            letters = [one for one in (await traces(bus) if gone else await list_dead(bus)) if wanted(one)]
+            every = await traces(bus) if gone else await list_dead(bus)
+            ids = await ids_of(bus, migration) if migration else set[str]()
+        letters = [one for one in every if wanted(one, ids)]
         if as_json:
             typer.echo(json.dumps([_told(one) for one in letters], indent=2))
             return

@@ -7,6 +7,7 @@ independent events does not matter. CLI, report, stop rules and services all rea
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -52,6 +53,7 @@ class MigrationView:
         self.migration = migration
         self.events: dict[str, AnyEvent] = {}
         self._by_type: dict[type[Event], list[AnyEvent]] = {}
+        self._last_marked: dict[str, datetime] = {}
         self._spec: MigrationSpec | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -65,6 +67,8 @@ class MigrationView:
             return False
         self.events[event.id] = event
         self._by_type.setdefault(type(event), []).append(event)
+        if isinstance(event, EvalScored):
+            self._last_marked[event.evaluator] = max(event.at, self._last_marked.get(event.evaluator, event.at))
         return True
 
     def of_type(self, model: type[E]) -> list[E]:
@@ -158,6 +162,10 @@ class MigrationView:
             if e.candidate.key == candidate and e.split == split and e.evaluator == evaluator:
                 shards.setdefault(e.shard, []).append(e)
         return shards
+
+    def last_marked(self, evaluator: str) -> datetime | None:
+        """When an evaluator last marked anything."""
+        return self._last_marked.get(evaluator)
 
     @property
     def evaluators_seen(self) -> list[str]:
