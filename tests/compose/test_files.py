@@ -101,7 +101,7 @@ def test_every_target_runs_as_nobody_special(services: dict[str, Any]) -> None:
     targets = {service["build"]["target"] for service in services.values() if "build" in service}
     for target in targets:
         assert "USER 10001:10001" in stages()[target], target
-    assert targets == {"cli", "synthesizer", "judge", "verdict", "emulator", "trainer", "inference"}
+    assert targets == {"cli", "synthesizer", "judge", "verdict", "gateway", "emulator", "trainer", "inference"}
 
 
 def test_an_image_holds_only_its_own_service() -> None:
@@ -164,7 +164,7 @@ def test_somebody_elses_evaluator_gets_a_user_and_keeps_it(tmp_path: Path) -> No
 
 def test_only_those_who_need_it_reach_the_outside(services: dict[str, Any]) -> None:
     outside = {name for name, service in services.items() if "outside" in service["networks"]}
-    assert outside == {"nats", "synthesizer", "judge", "trainer", "inference", "emulator", "cli"}
+    assert outside == {"nats", "synthesizer", "judge", "gateway", "trainer", "inference", "emulator", "cli"}
     watching = {name for name, service in services.items() if "watch" in service["networks"]}
     assert watching == {"prometheus", "grafana"} and set(services["grafana"]["networks"]) == {"watch"}
     for name, service in services.items():

@@ -18,6 +18,7 @@ from _pytest.mark import ParameterSet
 from deploy.nats import users
 from llamaduo.bus import rights, topology
 from llamaduo.settings import ServiceSettings
+from services.gateway.settings import GatewaySettings
 from services.inference.settings import InferenceSettings
 from services.judge.settings import JudgeSettings
 from tests.kustomization import Manifest, pod_of, render
@@ -147,7 +148,7 @@ def test_a_secret_is_a_file_and_a_service_has_no_password_but_its_own(manifest: 
 def test_every_variable_is_a_setting() -> None:
     known = {
         f"LLAMADUO_{name}".upper()
-        for model in (ServiceSettings, InferenceSettings, JudgeSettings)
+        for model in (ServiceSettings, GatewaySettings, InferenceSettings, JudgeSettings)
         for name in model.model_fields
     }
     for overlay in OVERLAYS:
@@ -162,7 +163,7 @@ def test_images_are_those_of_the_dockerfile() -> None:
         for container in (pod_of(one) or {"spec": {"containers": []}})["spec"]["containers"]
         if container["image"].startswith("llamaduo/")
     }
-    assert images == {"cli", "synthesizer", "judge", "verdict", "trainer", "inference"} <= stages
+    assert images == {"cli", "synthesizer", "judge", "verdict", "gateway", "trainer", "inference"} <= stages
 
 
 # --- who reaches whom
@@ -217,6 +218,7 @@ def test_a_service_reaches_the_bus_and_those_who_need_it_the_outside() -> None:
     outside = bus | {("outside", 443)}
     wanted = {
         "synthesizer": outside, "judge": outside, "trainer": outside, "inference": outside,
+        "gateway": outside | {("inference", 8000)},
         "verdict": bus, "judge-exact": bus, "bootstrap": bus, "nats": names | {("nats", 6222)},
     }  # fmt: skip
     for one in ALL["cpu"]:

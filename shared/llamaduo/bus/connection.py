@@ -341,7 +341,7 @@ class Bus:
 
         heard = []
         try:
-            for subject in subjects or topology.log_subjects():
+            for subject in subjects or topology.subjects_for(topology.ALL):
                 with contextlib.suppress(NatsError):  # without it the reader looks by the clock
                     heard.append(await self.client.subscribe(subject, cb=take))
             yield woken

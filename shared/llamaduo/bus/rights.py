@@ -43,7 +43,7 @@ def users() -> dict[str, ServiceContract]:
         durables = [durable.name for durable in contract.durables]
         if name == OPERATOR:
             continue
-        if all(durable.startswith(EVALUATOR_PREFIX) for durable in durables):
+        if durables and all(durable.startswith(EVALUATOR_PREFIX) for durable in durables):
             found |= {durable: contract_of(durable) for durable in durables}
         else:
             found[name] = contract
