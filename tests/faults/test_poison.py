@@ -1,5 +1,5 @@
 """Thousands of messages that are wrong in some way, while a migration goes on: it ends as ever, nobody falls over,
-and each of them is accounted for. `LLAMADUO_POISONS=10000` throws as many at a bus as are read without one."""
+and each of them is accounted for. `POISONS=10000` throws as many at a bus as are read without one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support import bus_settings, free_port, until
 
 pytestmark = pytest.mark.timeout(1500)
 COUNT, SEED = 10_000, 20_261_128
-THROWN = int(os.environ.get("LLAMADUO_POISONS", "1000"))
+THROWN = int(os.environ.get("POISONS", "1000"))
 """At a bus with all services: a quarter of a minute a thousand, where they have two cores."""
 AT_ONCE = 100
 
