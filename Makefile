@@ -32,7 +32,7 @@ test-fast: setup-main ## the tests that start no model and no container
 test-compose: setup-main ## the light services as real containers (needs docker, or root on Debian)
 	$(PY) -m tests.compose.lane
 
-faults: setup-main ## kill every service in turn at random moments: make faults SEED=7 RUNS=3
+faults: setup-main ## migrations under seeded faults of all kinds: make faults SEED=1 RUNS=20
 	$(PY) -m tests.faults --seed $(or $(SEED),1) --runs $(or $(RUNS),3)
 
 fuzz-http: setup-main ## made-up requests to each HTTP API: make fuzz-http SEED=7 REQUESTS=10000

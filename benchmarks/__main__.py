@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import limits
+from benchmarks import faults, limits
 from benchmarks.banking77 import run as banking77
 from benchmarks.baseline import baseline
+from benchmarks.burst import burst
 from benchmarks.contamination import contamination
+from benchmarks.gateway import gateway
+from benchmarks.scaling import scaling
 from benchmarks.settling import settling
 from benchmarks.training import training
 from benchmarks.verdict import verdict
@@ -31,8 +34,12 @@ class Benchmark:
 BENCHMARKS = {
     "banking77": Benchmark(banking77.banking77, banking77.options),
     "baseline": Benchmark(lambda chosen: baseline(chosen.quick)),
+    "burst": Benchmark(lambda chosen: burst(chosen.quick)),
     "contamination": Benchmark(lambda chosen: contamination(chosen.quick)),
+    "faults": Benchmark(faults.faults, faults.options),
+    "gateway": Benchmark(lambda chosen: gateway(chosen.quick)),
     "limits": Benchmark(limits.limits, limits.options),
+    "scaling": Benchmark(lambda chosen: scaling(chosen.quick)),
     "settling": Benchmark(lambda chosen: settling(chosen.quick)),
     "training": Benchmark(lambda chosen: training(chosen.quick)),
     "verdict": Benchmark(lambda chosen: verdict(chosen.quick)),

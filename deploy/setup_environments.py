@@ -343,6 +343,12 @@ def alone() -> Iterator[None]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make LlamaDuo's Python environments.")
     parser.add_argument("--extras", default=DEFAULT_EXTRAS, help="extras of .venv (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="the build of PyTorch and vLLM; auto: for CUDA where nvidia-smi finds a GPU (default: %(default)s)",
+    )
     parser.add_argument("--only", choices=("main", "vllm"), help="make one of the two environments")
     chosen = parser.parse_args()
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
@@ -355,7 +361,7 @@ def main() -> int:
     extras = ",".join(sorted({name.strip() for name in chosen.extras.split(",") if name.strip()}))
     try:
         with alone():
-            gpu = has_nvidia_gpu()
+            gpu = has_nvidia_gpu() if chosen.device == "auto" else chosen.device == "cuda"
             if chosen.only != "vllm":
                 set_up_main(extras, gpu)
             if chosen.only != "main":

@@ -9,12 +9,13 @@ import asyncio
 import json
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from llamaduo.artifacts import put_bytes, read_bytes
-from llamaduo.bus.connection import Bus
+from llamaduo.bus.connection import Bus, headers_of
 from llamaduo.event_parts import ArtifactRef
-from llamaduo.events import AnyEvent, parse_event
+from llamaduo.events import AnyEvent, encode_event, parse_event
 from tests.loop.test_loop import TICKETS, all_services, emulator, ended, log_of, spec_of, submit
 from tests.support import connected, nats_server, serving, until
 
@@ -35,7 +36,13 @@ async def restore(bus: Bus, folder: Path, events: list[AnyEvent]) -> None:
     for file in sorted((folder / "artifacts").iterdir()):
         await put_bytes(store, file.read_bytes(), "application/octet-stream")
     for event in events:
-        await bus.publish(event)
+        await bus.republish(event.type, encode_event(event), headers_of(event))  # no release said more in a subject
+
+
+def as_of_now(events: list[AnyEvent]) -> list[AnyEvent]:
+    """The same events, the last of them just now: a migration has a day, and was stored longer ago than that."""
+    later = datetime.now(UTC) - events[-1].at
+    return [event.model_copy(update={"at": event.at + later}) for event in events]
 
 
 def refs_in(value: object) -> list[ArtifactRef]:

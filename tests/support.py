@@ -43,15 +43,16 @@ def nats_binary() -> str:
 class NatsServer:
     """A real server with file storage in `folder`, on a port of its own, that can be killed and started again."""
 
-    def __init__(self, folder: Path, *, sync: str = "2m") -> None:
+    def __init__(self, folder: Path, *, sync: str = "2m", more: str = "", **environment: str) -> None:
         self.port = free_port()
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._config = folder / "nats.conf"
         self._config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
-            f'jetstream {{ store_dir: "{folder / "store"}", sync_interval: "{sync}" }}\n'
+            f'jetstream {{ store_dir: "{folder / "store"}", sync_interval: "{sync}" }}\n{more}'
         )
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +61,9 @@ class NatsServer:
 
     def start(self) -> None:
         log = (self.folder / "nats.log").open("ab")
-        self._process = subprocess.Popen([nats_binary(), "-c", str(self._config)], stdout=log, stderr=log)
+        self._process = subprocess.Popen(
+            [nats_binary(), "-c", str(self._config)], stdout=log, stderr=log, env=os.environ | self._environment
+        )
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -68,13 +71,24 @@ class NatsServer:
             time.sleep(0.02)
         raise RuntimeError((self.folder / "nats.log").read_text())
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def send(self, number: int) -> None:
+        """A signal to the server; waits for its end where the signal ends it."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(20)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self._process.wait(20)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.send(number)
+
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
+            self.send(signal.SIGCONT)
             self.kill(signal.SIGTERM)
 
 
@@ -97,6 +111,8 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: list[asyncio.StreamWriter] = []
+        self.held = b""
+        """What the server wrote and nobody has got."""
         self.port = 0
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -108,7 +124,8 @@ class Proxy:
         ) -> None:
             with contextlib.suppress(OSError):
                 while data := await source.read(65536):
-                    if gate is not None:
+                    if gate is not None and not gate.is_set():
+                        self.held += data
                         await gate.wait()
                     target.write(data)
                     await target.drain()
@@ -123,7 +140,7 @@ class Proxy:
         """Abort all connections; what was stalled is lost. New ones flow."""
         for writer in self._writers:
             writer.transport.abort()
-        self._writers = []
+        self._writers, self.held = [], b""
         self._flowing.set()
 
     @asynccontextmanager

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,6 @@ const (
 
 type evaluator struct {
 	js        nats.JetStreamContext
-	artifacts nats.ObjectStore
 	heartbeat time.Duration
 	source    string
 }
@@ -68,12 +68,8 @@ func run(stopped context.Context) error {
 	if err != nil {
 		return err
 	}
-	artifacts, err := js.ObjectStore("artifacts")
-	if err != nil {
-		return err
-	}
 	host, _ := os.Hostname()
-	me := evaluator{js, artifacts, info.Config.AckWait / 3, durable + "/" + setting("LLAMADUO_REPLICA", host)}
+	me := evaluator{js, info.Config.AckWait / 3, durable + "/" + setting("LLAMADUO_REPLICA", host)}
 	log.Printf("%s, version %s, waits for answers", name, version)
 	for stopped.Err() == nil {
 		// One at a time, and none ahead: what one replica has not fetched another one can.
@@ -158,7 +154,7 @@ func (me evaluator) work(body []byte) error {
 		if !strings.HasPrefix(asked.Responses.URI, "obj:") {
 			return fmt.Errorf("%s: this example reads the bus's own store only", asked.Responses.URI)
 		}
-		answers, err := me.artifacts.GetBytes(strings.TrimPrefix(asked.Responses.URI, "obj:"))
+		answers, err := me.read(strings.TrimPrefix(asked.Responses.URI, "obj:"))
 		if err != nil {
 			return err
 		}
@@ -168,16 +164,42 @@ func (me evaluator) work(body []byte) error {
 		}
 		scored.Marks = marksOf(rows)
 	}
-	return me.publish(id, asked.Migration, scored.Type, scored)
+	return me.publish(id, asked.Migration, scored.Type, name, scored)
 }
 
-// publish waits until the log has the event; the server drops a repeated id.
-func (me evaluator) publish(id, migration, kind string, event any) error {
+// read gets an object of the bus's store piece by piece. The client's own ObjectStore makes a consumer for it, which
+// a user of the bus may not.
+func (me evaluator) read(object string) ([]byte, error) {
+	described, err := me.js.GetLastMsg("OBJ_artifacts",
+		"$O.artifacts.M."+base64.URLEncoding.EncodeToString([]byte(object)), nats.DirectGet())
+	if err != nil {
+		return nil, err
+	}
+	var info struct {
+		NUID string `json:"nuid"`
+		Size int    `json:"size"`
+	}
+	if err := json.Unmarshal(described.Data, &info); err != nil {
+		return nil, err
+	}
+	body := []byte{}
+	for next := uint64(1); len(body) < info.Size; {
+		chunk, err := me.js.GetMsg("OBJ_artifacts", next, nats.DirectGetNext("$O.artifacts.C."+info.NUID))
+		if err != nil {
+			return nil, err
+		}
+		body, next = append(body, chunk.Data...), chunk.Sequence+1
+	}
+	return body, nil
+}
+
+// publish waits until the log has the event; the server drops a repeated id. Who says it stands in the subject.
+func (me evaluator) publish(id, migration, kind, speaker string, event any) error {
 	body, err := json.Marshal(event)
 	if err != nil {
 		return err
 	}
-	message := nats.NewMsg(kind)
+	message := nats.NewMsg(kind + "." + speaker)
 	message.Data = body
 	for header, value := range map[string]string{
 		"Nats-Msg-Id": id, "ce-specversion": "1.0", "ce-id": id, "ce-type": kind, "ce-source": "/llamaduo/" + me.source,
@@ -203,7 +225,7 @@ func (me evaluator) bury(message *nats.Msg, meta *nats.MsgMetadata, reason error
 	if asked.Migration == "" {
 		asked.Migration, asked.Submission = "unknown", 1
 	}
-	dead := nats.NewMsg("dead." + message.Subject)
+	dead := nats.NewMsg("dead." + durable + "." + message.Subject)
 	dead.Data = message.Data
 	for header, value := range map[string]string{
 		"Nats-Msg-Id": "dead:" + letter, "llamaduo-dead-letter": letter, "llamaduo-subject": message.Subject,
@@ -217,7 +239,7 @@ func (me evaluator) bury(message *nats.Msg, meta *nats.MsgMetadata, reason error
 		return err
 	}
 	id := identity("work.failed", asked.Migration, durable, asked.ID, letter, strconv.Itoa(asked.Submission))
-	return me.publish(id, asked.Migration, "work.failed", map[string]any{
+	return me.publish(id, asked.Migration, "work.failed", durable, map[string]any{
 		"type": "work.failed", "schema_version": 1, "migration": asked.Migration, "submission": asked.Submission,
 		"source": me.source, "at": now(), "consumer": durable, "subject": message.Subject, "job": asked.ID,
 		"error": reason.Error(), "attempts": meta.NumDelivered, "dead_letter": letter,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from llamaduo.errors import LlamaDuoError
+from llamaduo.tls import listening
 from services.emulator.app import make_app, start
 from services.emulator.corpus import write_corpus
 from services.emulator.ledger import Ledger
@@ -41,7 +42,8 @@ async def _serve(settings: EmulatorSettings) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
     with Ledger(settings.ledger_file) as ledger:
-        runner, port = await start(make_app(settings, ledger), settings.host, settings.port)
+        context = listening(settings.tls_cert, settings.tls_key, prefix="LLAMADUO_EMULATOR_TLS_")
+        runner, port = await start(make_app(settings, ledger), settings.host, settings.port, context)
         try:
             if settings.port_file is not None:
                 # Renamed into place, so that a reader never sees an empty file.

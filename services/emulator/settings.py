@@ -20,6 +20,8 @@ class EmulatorSettings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=0, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     port_file: Path | None = Field(default=None, description="file that the chosen port is written to")
+    tls_cert: Path | None = Field(default=None, description="PEM of a certificate: HTTP goes over TLS")
+    tls_key: Path | None = Field(default=None, description="PEM of its key")
     api_key: SecretStr | None = Field(default=None, description="key that callers must send; none: any caller")
     api_keys_file: Path | None = Field(default=None, description="file with keys of callers (llamaduo keys new)")
     model_name: str = Field(default="scripted-teacher", min_length=1, description="the one model served")

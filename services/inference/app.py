@@ -29,6 +29,7 @@ from llamaduo.events import (
     ServingRequested,
 )
 from llamaduo.migrations.fold import MigrationView
+from services.inference import metrics
 from services.inference.aliases import base_to_hold
 from services.inference.answering import answers_cut, is_too_long, requests_for, shard_of, shard_rows
 from services.inference.engine import InferenceEngine, served_name
@@ -62,6 +63,7 @@ class Inference:
         assert view.spec is not None
         answered = ResponsesGenerated(**event.place(), responses=None, evaluators=event.evaluators)
         if not view.undecided(event.candidate, event.split):
+            metrics.SHARDS.labels("skipped").inc()
             return [answered.model_copy(update={"skipped": True})]
         store = await work.bus.artifacts()
         rows = shard_of(load_rows(await read_bytes(store, event.rows)), event)
@@ -74,6 +76,7 @@ class Inference:
             began = datetime.now(UTC)
             generations = await engine.generate(requests_for(rows, event, model, view.spec.tool_wording))
             spans.append(WorkSpan(kind="generation", began=began, ended=datetime.now(UTC)))
+        metrics.note_answers(event.candidate.kind, generations)
         body = dump_rows(shard_rows(rows, generations))
         generated = answered.model_copy(
             update={
@@ -202,8 +205,21 @@ class Inference:
             pause = 1.0 if done else min(pause * 2, LONGEST_PAUSE_S)
             await asyncio.sleep(pause)
 
+    async def share_accelerator(self, _bus: Bus, _mirror: Mirror) -> None:
+        """Let a training have the accelerator while nothing is answered or served; goes on for ever."""
+        while True:
+            await self.room.give_way("".join(f"it serves alias {name}" for name in list(self.aliases.now)[-1:]))
+            await asyncio.sleep(0.25)
+
+    async def engine_metrics(self) -> str:
+        """vLLM's own figures. RetryableError while it cannot be asked."""
+        engine = self.room.engine
+        return "" if engine is None else await engine.metrics()
+
     async def hold(self, under_way: Sequence[MigrationView]) -> None:
         """Have the engine hold the base model that it should while nobody asks for another."""
+        if self.settings.accelerator_dir is not None:
+            under_way = []  # their training comes first, and waits for the accelerator
         specs = [view.spec for view in under_way if _goes_on(view) and view.spec]
         ranks = {base: spec.recipe.rank for spec in specs for base in spec.bases}
         aliases = list(self.aliases.now.values())
@@ -214,7 +230,7 @@ class Inference:
             aliases=aliases,
             first=self.settings.base_model,
         )
-        if base is not None and base != self.room.base:
+        if base is not None and base != self.room.base and self.room.may_start():
             rank = ranks.get(base, 1 if self.aliases.of_base(base) else DEFAULT_RANK)
             async with self.room.use(base, self.adapters.rank_for(base, rank)):
                 pass
@@ -271,6 +287,9 @@ def build(settings: InferenceSettings, make: MakeEngine | None = None) -> Servic
     )
     service.on_event(inference.adapters.take)
     service.in_background(inference.keep_serving)
+    if settings.accelerator_dir is not None:
+        service.in_background(inference.share_accelerator)
     service.ready_when(inference.adapters.problem)
+    service.serves("/metrics/engine", inference.engine_metrics)
     service.on_close(inference.room.close)
     return service

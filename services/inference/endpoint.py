@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -66,8 +67,9 @@ class Endpoint:
         *,
         keys: KeyFile | None = None,
         largest_body: int = LARGEST_BODY,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._tls = engine, tls
         self._keys, self._largest_body = keys, largest_body
         self._host, self._port = host, port
         self._runner: web.AppRunner | None = None
@@ -75,7 +77,7 @@ class Endpoint:
     @property
     def base_url(self) -> str:
         host = "127.0.0.1" if self._host in ("", "0.0.0.0", "::") else self._host  # noqa: S104
-        return f"http://{host}:{self._port}/v1"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}/v1"
 
     async def start(self) -> None:
         if self._runner is not None:
@@ -88,7 +90,7 @@ class Endpoint:
         app = guarded(routes, largest_body=self._largest_body, keys=self._keys)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port)
+        site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
         try:
             await site.start()
         except OSError:

@@ -127,6 +127,10 @@ class InferenceEngine(Protocol):
         """Whether it can answer now with all that it should serve."""
         ...
 
+    async def metrics(self) -> str:
+        """Its server's own figures as Prometheus reads them, "" where it has none. RetryableError while down."""
+        ...
+
 
 def served_name(migration: str, round_number: int, digest: str) -> str:
     """The name of an adapter: never used for other content, since it holds the start of the content's digest."""

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from llamaduo import tls
+from llamaduo.accelerator import WAITING, Accelerator
 from llamaduo.api_keys import KeyFile
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import resolve
 from llamaduo.errors import AdapterRejected
 from llamaduo.event_parts import Adapter
 from llamaduo.vllm_environment import Device, NoVllm, vllm_device
+from services.inference import metrics
 from services.inference.adapter_check import read_base_shapes
 from services.inference.adapter_store import AdapterStore
 from services.inference.engine import AdapterFiles, EngineNotReady, InferenceEngine
@@ -49,6 +52,7 @@ async def make_engine(settings: InferenceSettings, refetch: Refetch, base_model:
         port=settings.api_port,
         keys=KeyFile(settings.api_keys_file) if settings.api_keys_file else None,
         largest_body=settings.api_max_body_bytes,
+        tls=tls.for_http(settings),
     )
     store = AdapterStore(state / "served")
     if by_url:
@@ -86,8 +90,9 @@ class EngineRoom:
     A changed engine is a new one, at a new address and with no adapter loaded.
     """
 
-    def __init__(self, make: MakeEngine) -> None:
-        self._make = make
+    def __init__(self, make: MakeEngine, accelerator: Accelerator | None = None) -> None:
+        self._make, self._accelerator = make, accelerator
+        self._waits_for: str | None = None
         self._changing = asyncio.Lock()
         self._unused = asyncio.Condition()
         self._users = 0
@@ -104,9 +109,30 @@ class EngineRoom:
 
     def problem(self) -> str | None:
         """Why the engine cannot answer now, if it was started."""
+        if self._waits_for is not None:
+            return f"{WAITING}, held by {self._waits_for}"
         if self.engine is not None and not self.engine.healthy():
             return "the engine is not up"
         return None
+
+    def may_start(self) -> bool:
+        """Whether an engine can be started without waiting for an accelerator."""
+        shared = self._accelerator
+        self._waits_for = None if shared is None or shared.try_take() else shared.holder()
+        return self._waits_for is None
+
+    async def give_way(self, needed_for: str) -> None:
+        """Stop the engine where somebody waits for its accelerator and it is `needed_for` nothing, nor in use."""
+        shared = self._accelerator
+        if shared is None or not shared.is_held:
+            return
+        shared.say(needed_for)
+        if needed_for or self._users or self._changing.locked() or not shared.is_wanted():
+            return
+        async with self._changing:
+            if not self._users:
+                log.info("stopping the engine: another waits for the accelerator")
+                await self.close()
 
     @asynccontextmanager
     async def use(self, base_model: str, rank: int) -> AsyncIterator[InferenceEngine]:
@@ -160,14 +186,28 @@ class EngineRoom:
             self._unused.notify_all()
 
     async def _change(self, base_model: str, rank: int) -> None:
-        await self.close()
+        await self._stop()
+        if self._accelerator is not None:
+            try:
+                await self._accelerator.take(self._wait)
+            finally:
+                self._waits_for = None
         log.info("starting the engine on %s for adapters up to rank %d", base_model, rank)
         engine = await self._make(base_model, rank)
         await engine.start()
         self.engine, self.base, self._rank = engine, base_model, rank
+        metrics.ENGINE_CHANGES.inc()
+
+    async def _wait(self, holder: str) -> None:
+        self._waits_for = holder
 
     async def close(self) -> None:
-        """Stop the engine."""
+        """Stop the engine, and let others have its accelerator."""
+        await self._stop()
+        if self._accelerator is not None:
+            self._accelerator.give()
+
+    async def _stop(self) -> None:
         engine, self.engine, self.base = self.engine, None, None
         if engine is not None:
             await engine.stop()

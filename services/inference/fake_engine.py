@@ -52,6 +52,9 @@ class FakeEngine:
     def healthy(self) -> bool:
         return self._started
 
+    async def metrics(self) -> str:
+        return ""
+
     async def load(self, adapter: AdapterFiles) -> str:
         if digest_of(adapter.folder) != adapter.digest:
             raise AdapterRejected(f"adapter {adapter.name}: its files do not have its digest")

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from llamaduo.accelerator import Accelerator
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.bus.connection import Bus
 from llamaduo.errors import LlamaDuoError
@@ -19,8 +20,9 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
 )
+from llamaduo.migrations.aliases import Aliases, Serving
+from services.inference import metrics
 from services.inference.adapter_store import AdapterStore
-from services.inference.aliases import Aliases, Serving
 from services.inference.engine import AdapterFiles, InferenceEngine, served_name
 from services.inference.engines import EngineRoom, MakeEngine, fetch_adapter
 from services.inference.settings import InferenceSettings
@@ -33,7 +35,9 @@ class ServedAdapters:
 
     def __init__(self, settings: InferenceSettings, make_engine: MakeEngine) -> None:
         self._settings = settings
-        self.room = EngineRoom(make_engine)
+        shared = settings.accelerator_dir
+        accelerator = None if shared is None else Accelerator(shared, "inference", settings.replica)
+        self.room = EngineRoom(make_engine, accelerator)
         self.aliases = Aliases()
         self._adapters: dict[str, Adapter] = {}
         self._store: ArtifactStore | None = None
@@ -66,7 +70,8 @@ class ServedAdapters:
         self._to_remove.pop(name, None)
         engine.pin(self.aliases.served)
         async with self._files:
-            await engine.load(await fetch_adapter(store, adapter, name, self._fetched))
+            with metrics.loading():
+                await engine.load(await fetch_adapter(store, adapter, name, self._fetched))
         self._loaded_in[name] = engine
 
     @property
@@ -148,9 +153,12 @@ class ServedAdapters:
 
     def problem(self) -> str | None:
         """What keeps this replica from serving all that it should."""
-        if (down := self.room.problem()) is not None:
-            return down
+        down = self.room.problem()
         missing = [serving for serving in self.aliases.now.values() if not self._is_served(serving)]
+        up = self.room.engine is not None and down is None
+        metrics.note_state(up=up, aliases=len(self.aliases.now), unserved=len(missing))
+        if down is not None:
+            return down
         return "; ".join(self._why_not(serving) for serving in missing) or None
 
     def _why_not(self, serving: Serving) -> str:

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from llamaduo.errors import UserInputError
-from llamaduo.settings import ServiceSettings
+from llamaduo.settings import ServiceSettings, secret_of
 
 
 class InferenceSettings(ServiceSettings):
@@ -44,6 +43,9 @@ class InferenceSettings(ServiceSettings):
     return_after_s: float = Field(
         10.0, ge=0, description="seconds without a request after which the engine goes back to an alias's base model"
     )
+    accelerator_dir: Path | None = Field(
+        None, description="folder of those who use one accelerator in turn; unset: it is this replica's alone"
+    )
     shards_at_once: int = Field(2, ge=1, le=16, description="shards answered side by side")
     api_host: str = Field("127.0.0.1", description="where the OpenAI endpoint of the served models listens")
     api_port: int = Field(0, ge=0, le=65535, description="0: a free port")
@@ -56,19 +58,9 @@ class InferenceSettings(ServiceSettings):
 
 def engine_key(settings: InferenceSettings) -> str | None:
     """The key of an engine by URL, if it has one. UserInputError where its file cannot be read or is empty."""
-    if settings.engine_api_key is not None and (key := settings.engine_api_key.get_secret_value().strip()):
-        return key
-    file = settings.engine_api_key_file
-    if file is None:
-        return None
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserInputError(
-            f"the engine's key cannot be read: {type(error).__name__}",
-            file=str(file),
-            field="LLAMADUO_ENGINE_API_KEY_FILE",
-        ) from error
-    if not key:
-        raise UserInputError("the engine's key is empty", file=str(file), field="LLAMADUO_ENGINE_API_KEY_FILE")
-    return key
+    return secret_of(
+        settings.engine_api_key,
+        settings.engine_api_key_file,
+        what="the engine's key",
+        variable="LLAMADUO_ENGINE_API_KEY",
+    )

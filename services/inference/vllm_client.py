@@ -91,10 +91,17 @@ class VllmClient:
         found = await self._json("GET", "/v1/models")
         return [ServedModel(entry["id"], entry.get("root"), entry.get("parent")) for entry in found["data"]]
 
+    async def metrics(self) -> str:
+        """Its figures in Prometheus's text form. ServerBroken where it does not answer."""
+        try:
+            async with self.session.get(f"{self.url}/metrics") as answer:
+                return await answer.text()
+        except BROKEN as error:
+            raise _lost("vLLM could not be asked for its figures", error) from error
+
     async def busy(self) -> bool:
         """Whether the server has requests in work or waiting."""
-        async with self.session.get(f"{self.url}/metrics") as answer:
-            text = await answer.text()
+        text = await self.metrics()
         gauges = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
         return any(float(line.rpartition(" ")[2]) > 0 for line in text.splitlines() if line.startswith(gauges))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class EngineLimits:
     port: int = 0
     keys: KeyFile | None = None
     largest_body: int = LARGEST_BODY
+    tls: ssl.SSLContext | None = None
 
 
 class VllmEngine:
@@ -112,7 +114,9 @@ class VllmEngine:
             "base": asyncio.Semaphore(limits.concurrency),
             "adapter": asyncio.Semaphore(limits.concurrency),
         }
-        self._endpoint = Endpoint(self, limits.host, limits.port, keys=limits.keys, largest_body=limits.largest_body)
+        self._endpoint = Endpoint(
+            self, limits.host, limits.port, keys=limits.keys, largest_body=limits.largest_body, tls=limits.tls
+        )
         self._client: VllmClient | None = None
         self._ready = asyncio.Event()
         self._broken = asyncio.Event()
@@ -127,6 +131,9 @@ class VllmEngine:
 
     def healthy(self) -> bool:
         return self._ready.is_set() and self._watcher is not None and not self._watcher.done()
+
+    async def metrics(self) -> str:
+        return await self.client_now().metrics()
 
     def pin(self, names: frozenset[str]) -> None:
         """These adapters never make room for another; replaces what was pinned before."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llamaduo.bus.service import Service
 from llamaduo.datasets import ShardRow
 from llamaduo.evaluating import evaluator_service
-from llamaduo.evaluators import Evaluator, Score, Scored, Task
+from llamaduo.evaluators import FREE, Evaluator, Score, Scored, Task
 from llamaduo.service_llm.on_bus import ClientOnBus
 from services.judge.catalogue import make
 from services.judge.settings import JudgeSettings
@@ -19,7 +19,8 @@ def build(settings: JudgeSettings) -> Service:
     declared = make(settings.evaluator, None)
 
     async def score(rows: Sequence[ShardRow], task: Task) -> list[Score] | Scored:
-        return await make(settings.evaluator, late.get()).score(rows, task)
+        client = late.get() if declared.cost_per_row != FREE else None
+        return await make(settings.evaluator, client).score(rows, task)
 
     service = evaluator_service(
         Evaluator(
@@ -33,7 +34,8 @@ def build(settings: JudgeSettings) -> Service:
         ),
         settings,
     )
-    service.on_open(late.open)
-    service.on_close(late.close)
-    service.counts_calls(late.bought_by)
+    if declared.cost_per_row != FREE:  # others have no right to the buckets of ledger and budget
+        service.on_open(late.open)
+        service.on_close(late.close)
+        service.counts_calls(late.bought_by)
     return service

@@ -26,6 +26,7 @@ from llamaduo.migrations.planned_rows import rows_wanted
 from llamaduo.migrations.spec import MigrationSpec
 from llamaduo.service_llm.on_bus import ClientOnBus
 from llamaduo.tools_in_words import why_not_learnt
+from services.synthesizer import metrics
 from services.synthesizer.asking import joined_spans, total_counts
 from services.synthesizer.merging import merge
 from services.synthesizer.nearest import nearest_rows
@@ -76,6 +77,7 @@ class Synthesizer:
         )
         if new.problem is not None:
             raise PermanentError(new.problem)
+        metrics.note_rows(len(new.rows), new.removed)
         splits["train"] = merge(splits["train"], new.rows)
         refs = {**data.splits, "train": await put_bytes(store, dump_rows(splits["train"]), ROWS)}
         return [
@@ -100,6 +102,7 @@ class Synthesizer:
             train = load_rows(await read_bytes(store, first.splits["train"])) if first else []
             near = await asyncio.to_thread(nearest_rows, train, rows, event.answers_per_prompt)
             stored = await put_bytes(store, dump_rows(near), ROWS)
+            metrics.REFERENCES.labels("nearest").inc(len(near))
             return [answered.model_copy(update={"responses": stored, "rows": len(near)})]
         teacher = ServiceTeacher(
             self.client.get(), spec.service_llm, spec.budgets, migration=event.migration, job=work.job
@@ -112,6 +115,7 @@ class Synthesizer:
             max_tokens=event.max_tokens,
             temperature=event.temperature,
         )
+        metrics.REFERENCES.labels("service_llm").inc(len(answers))
         counts: CallCounts = total_counts(answers)
         spans: list[WorkSpan] = joined_spans(answers)
         return [

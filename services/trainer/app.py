@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from llamaduo.accelerator import WAITING, Accelerator
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import ResolvedBase, resolve
 from llamaduo.bus.connection import Bus
@@ -16,13 +18,14 @@ from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
 from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
-from llamaduo.errors import NotYet, PermanentError, UserInputError
+from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.event_parts import Adapter, WeakRow, WorkSpan
 from llamaduo.events import AdapterTrained, DatasetReady, Event, TrainingRequested
 from llamaduo.identity import adapter_digest
 from llamaduo.migrations.spec import MigrationSpec
 from services.trainer.engine import TrainingEngine, TrainJob, TrainProgress, TrainResult
 from services.trainer.fake_engine import FakeTrainingEngine
+from services.trainer.metrics import counted, note_adapter
 from services.trainer.previous_adapter import fetch_weights
 from services.trainer.settings import TrainerSettings
 from services.trainer.trl_engine import TrlEngine
@@ -38,6 +41,8 @@ class Trainer:
 
     def __init__(self, settings: TrainerSettings, engine: TrainingEngine) -> None:
         self._settings, self._engine = settings, engine
+        shared = settings.accelerator_dir
+        self._accelerator = None if shared is None else Accelerator(shared, "trainer", settings.replica)
         self.folders = WorkFolders(settings.state_dir.resolve() / "training")
 
     async def train(self, event: DatasetReady | TrainingRequested, work: Work) -> Sequence[Event]:
@@ -55,7 +60,7 @@ class Trainer:
         spec, data = view.spec, event if isinstance(event, DatasetReady) else view.dataset(event.round)
         assert spec is not None
         if data is None:
-            raise NotYet(f"the data of round {event.round} has not been replayed here yet", delay=1)
+            raise PermanentError(f"{event.migration} has no data of round {event.round}")
         store = await work.bus.artifacts()
         await clear(folder.parent, await work.bus.bucket("work"), work.role)
         base = await self._base(spec.bases[number])
@@ -77,7 +82,12 @@ class Trainer:
             told.add(task)
             task.add_done_callback(told.discard)
 
-        result = await self._engine.train(job, tell)
+        async def waits(holder: str) -> None:
+            await work.progress(event, WAITING, 0, 1, f"held by {holder}")
+
+        async with contextlib.nullcontext() if self._accelerator is None else self._accelerator.use(waits):
+            result = await self._engine.train(job, counted(tell))
+        note_adapter(result)
         trained = await announce(data, base, store, job, result, previous)
         return [trained.model_copy(update={"base": number})]
 

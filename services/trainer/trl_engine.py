@@ -177,6 +177,11 @@ def _failure(code: int, last: dict[str, Any], tail: str, memory_kill: bool) -> E
             "training: killed by the system, out of memory: use fewer rows a batch, a lower max_length, or nf4"
         )
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    if code == -signal.SIGKILL:
+        how += (
+            " (was it the system, out of memory? Then use fewer rows a batch, a lower rank or max_length, or nf4: "
+            "recipe.batch_size, recipe.rank, recipe.max_length, recipe.precision)"
+        )
     return TrainingFailed(f"training: {how}\n{tail}")
 
 

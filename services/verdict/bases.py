@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamaduo.event_parts import BaseVerdict, Candidate, Marks
-from llamaduo.events import DatasetReady, Event, ResponsesRequested, ServingRequested, TrainingRequested, WorkFailed
+from llamaduo.events import (
+    DatasetReady,
+    Event,
+    MarksRequested,
+    ResponsesRequested,
+    ServingRequested,
+    TrainingRequested,
+    WorkFailed,
+)
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.migrations.next_step import mean_of
 from llamaduo.migrations.serving_gate import judge_serving
@@ -145,13 +153,20 @@ def trained_or_answered(failure: WorkFailed, event: Event) -> tuple[int, int] | 
     return None
 
 
+def repeats_given_up(view: MigrationView, candidate: str) -> set[tuple[int, int]]:
+    """(shard, repeat) of marks asked for once more that went to the dead letters."""
+    events = [view.events.get(failure.job) for failure in view.failures]
+    asked = [event for event in events if isinstance(event, MarksRequested) and event.candidate.key == candidate]
+    return {(event.shard, event.repeat) for event in asked}
+
+
 def _judged(
     view: MigrationView, spec: MigrationSpec, number: int, base: int, of: int, failures_wanted: int
 ) -> Outcome:
     key = Candidate(kind="adapter", round=number, base=base).key
     local = shards_marked(view, key, "test", spec.awaited)
     service = shards_marked(view, "service", "test", spec.required) if spec.gate.parity else {}
-    outcome = judge_round(spec, number, of, local, service, failures_wanted)
+    outcome = judge_round(spec, number, of, local, service, failures_wanted, repeats_given_up(view, key))
     measured = view.measured(number, base)
     if outcome.verdict != "passed" or measured is None:
         return outcome

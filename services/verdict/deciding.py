@@ -6,10 +6,10 @@ Everything it returns carries the id of the question it answers, so saying it tw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from llamaduo.errors import PermanentError
+from llamaduo.errors import PermanentError, describe
 from llamaduo.event_parts import Candidate, MarkedSplit
 from llamaduo.events import (
     AdapterPromoted,
@@ -24,6 +24,7 @@ from llamaduo.events import (
     MigrationCompleted,
     MigrationStopped,
     ReferencesRequested,
+    ResponsesGenerated,
     ResponsesRequested,
     ResumeRequested,
     ServingRequested,
@@ -36,6 +37,8 @@ from services.verdict.bases import lost_bases, trained_or_answered, turn_of
 from services.verdict.judging import Outcome, marks_with_intervals
 from services.verdict.marks import prefix_length, ranges_of, rows_of, shards_marked
 
+MOST_SHARDS = 20_000
+"""Of one split: each is an event of its own, and all of the baselines' are asked for at once."""
 SERVICE = Candidate(kind="service")
 NEAREST = Candidate(kind="nearest")
 
@@ -59,11 +62,18 @@ def due(view: MigrationView, now: datetime) -> list[Event]:
             events += [stop] if stop else []
     except (ValueError, PermanentError) as error:
         events = [MigrationStopped(migration=view.migration, rule="error", reason=str(error))]
+    except Exception as error:  # the log says the same at every try: what it does not let us decide is said and ends
+        reason = f"its events cannot be judged: {describe(error)}"
+        events = [MigrationStopped(migration=view.migration, rule="error", reason=reason)]
     return [event for event in events if event.id not in view.events]
 
 
 def _shards(rows: int, size: int) -> int:
-    return max(1, math.ceil(rows / size))
+    """ValueError where they are too many to be asked for."""
+    shards = max(1, -(-rows // size))
+    if shards > MOST_SHARDS:
+        raise ValueError(f"{rows} rows are {shards} shards, and at most {MOST_SHARDS} are asked for")
+    return shards
 
 
 def _ask(
@@ -220,15 +230,16 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
     if holdout:
         of = _shards(holdout, size)
         events += _ask(view, data, passed.candidate, "holdout", range(of))
-        waiting = not _complete(view, spec, passed.candidate, "holdout", of, now)
+        waiting = not _complete(view, spec, passed.candidate, "holdout", range(of), now)
     base = passed.candidate.base
     if base:  # the first one's was asked for at the start; of the others only the winner's is of interest
         untrained = _ask_untrained(view, data, base)
         events += untrained
         waiting = waiting or any(event.id not in view.events for event in untrained)
     for candidate in (Candidate(kind="base", base=base), SERVICE, NEAREST):
-        of = len(view.asked(candidate.key, "test"))
-        waiting = waiting or not _complete(view, spec, candidate, "test", of, now)
+        # Only what the split has: a shard beyond it is none that we asked for, and need never be answered.
+        asked = [shard for shard in view.asked(candidate.key, "test") if shard < _shards(data.rows["test"], size)]
+        waiting = waiting or not _complete(view, spec, candidate, "test", asked, now)
     promoted = spec.promotion == "manual" or passed.round in {e.round for e in view.of_type(AdapterPromoted)}
     late = not view.paused and _hours(view, now) >= spec.budgets.hours
     if promoted and (late or not waiting):
@@ -249,7 +260,12 @@ def _confirmation(view: MigrationView, spec: MigrationSpec, now: datetime) -> li
 
 
 def _complete(
-    view: MigrationView, spec: MigrationSpec, candidate: Candidate, split: MarkedSplit, of: int, now: datetime
+    view: MigrationView,
+    spec: MigrationSpec,
+    candidate: Candidate,
+    split: MarkedSplit,
+    shards: Iterable[int],
+    now: datetime,
 ) -> bool:
     """Whether every mark of these shards that can still come is there.
 
@@ -258,7 +274,7 @@ def _complete(
     lost = _lost(view)
     patience = timedelta(seconds=spec.silence_s)
     asked, generated = view.asked(candidate.key, split), view.generated(candidate.key, split)
-    for shard in range(of):
+    for shard in shards:
         answered = generated.get(shard)
         if answered is None:
             if shard in asked and asked[shard].id in lost:
@@ -273,8 +289,17 @@ def _complete(
 
 
 def _lost(view: MigrationView) -> set[str]:
-    """Ids of events whose work went to the dead letters or was refused: it never comes."""
-    return {failure.job for failure in view.failures} | {refusal.job for refusal in view.refusals}
+    """Ids of events whose work went to the dead letters or was refused: it never comes.
+
+    An evaluator that the spec does not name, or of work that is not an evaluator's, has nothing to say of it.
+    """
+    named = {f"evaluator-{choice.name}" for choice in view.spec.evaluators} if view.spec is not None else set()
+    lost = {refusal.job for refusal in view.refusals}
+    for failure in view.failures:
+        to_mark = isinstance(view.events.get(failure.job), ResponsesGenerated | MarksRequested)
+        if not failure.consumer.startswith("evaluator-") or (failure.consumer in named and to_mark):
+            lost.add(failure.job)
+    return lost
 
 
 def _hours(view: MigrationView, now: datetime) -> float:
@@ -317,7 +342,8 @@ def _fatal(view: MigrationView, spec: MigrationSpec) -> str | None:
     for failure in view.failures:
         event = view.events.get(failure.job)
         # Garbage that names this migration stops nobody, nor does an operator's command that cannot be carried out.
-        if event is None or isinstance(event, Command):
+        # And marks asked for once more are none that a verdict cannot do without.
+        if event is None or isinstance(event, Command | MarksRequested):
             continue
         candidate = getattr(event, "candidate", None)
         evaluator = failure.consumer.removeprefix("evaluator-")
@@ -375,7 +401,7 @@ def _silent(view: MigrationView, spec: MigrationSpec, now: datetime) -> str | No
                     )
     for asked in view.of_type(MarksRequested):
         since = max(asked.at, resumed, busy.get(asked.evaluator) or resumed)
-        if view.decision(asked.candidate.round or 0) is not None or now - since < limit:
+        if asked.id in lost or view.decision(asked.candidate.round or 0) is not None or now - since < limit:
             continue
         marked = view.scored(asked.candidate.key, asked.split, asked.evaluator).get(asked.shard, [])
         if not any(scored.repeat == asked.repeat for scored in marked):

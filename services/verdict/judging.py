@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Literal
 
 from llamaduo.event_parts import FailingRow, Interval, Marks, MetricRange
@@ -62,6 +63,7 @@ def judge_round(
     local: dict[int, list[EvalScored]],
     service: dict[int, list[EvalScored]],
     failures_wanted: int | None = None,
+    given_up: Collection[tuple[int, int]] = (),
 ) -> Outcome:
     """Decide round `number` from its marked shards (`of` in all), in shard order, as soon as it is certain.
 
@@ -70,7 +72,8 @@ def judge_round(
     `service` holds the service LLM's marks for the same shards, used where parity is asked. The answer depends
     only on the unbroken prefix, so any replica, at any time, gives the same one. Where all first marks leave it
     undecided and `marking.repeats` allows, noisy evaluators are asked again as long as that could decide it. Each
-    such look is one more chance to be wrong: they share the round's error.
+    such look is one more chance to be wrong: they share the round's error. `given_up` are (shard, repeat) that never
+    come: what was told before them stands.
     """
     noisy = noisy_evaluators(local)
     alpha = alpha_of_look(spec, number, noisy)
@@ -91,6 +94,8 @@ def judge_round(
             return could_decide(first.criteria, noise, repeats=most, samples=samples, alpha=alpha)
 
         again = Look(spec, alpha, marked, service, first.seen).outcome(of, 0, worth)
+        if again.verdict == "waiting" and _never_comes(marked, repeat, given_up):
+            return replace(outcome, note=f"{outcome.note}; marking again was given up")
         if again.verdict == "waiting":
             return replace(again, repeat=repeat, noisy=noisy)
         seen = [*again.seen, *first.seen[len(again.seen) :]]
@@ -102,6 +107,12 @@ def judge_round(
         if len(again.seen) < len(first.seen):  # the judge is not noisy enough for more marks to tell anything
             return outcome
     return outcome
+
+
+def _never_comes(marked: Mapping[int, object], repeat: int, given_up: Collection[tuple[int, int]]) -> bool:
+    """Whether the first shard that lacks one of its repeats lacks it for good."""
+    first = next(shard for shard in count() if shard not in marked)
+    return any((first, number) in given_up for number in range(1, repeat + 1))
 
 
 class Look:

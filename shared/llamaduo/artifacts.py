@@ -7,25 +7,29 @@ Streamed both ways in chunks, so memory does not grow with size. `JetStreamArtif
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import base64
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from io import BufferedWriter
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
+from uuid import uuid4
 
 import obstore
 import obstore.exceptions
 import obstore.store
+from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, ObjectMeta, ObjectMetaOptions
-from nats.js.errors import APIError, ObjectNotFoundError
-from nats.js.object_store import ObjectStore
+from nats.js.api import ObjectInfo, ObjectMetaOptions
+from nats.js.errors import APIError, NotFoundError
 
+from llamaduo.bus.reading import StreamReader
 from llamaduo.errors import ArtifactCorrupt, RetryableError, UserInputError
 from llamaduo.event_parts import ArtifactRef
 from llamaduo.input_files import os_words
@@ -96,34 +100,61 @@ def _checked_write(ref: ArtifactRef, path: Path) -> Iterator[BufferedWriter]:
         temp.unlink(missing_ok=True)
 
 
+class Stored(Protocol):
+    """Does a write to the bus until it is taken, and raises what `Room.stored` does."""
+
+    def __call__(self, where: str, what: str, write: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
+
+
 class JetStreamArtifacts:
     """Artifacts in a JetStream object store bucket, named by digest."""
 
-    def __init__(self, js: JetStreamContext, bucket: ObjectStore, name: str) -> None:
-        self._js, self._bucket, self._name = js, bucket, name
+    def __init__(self, client: Client, bucket: str, reader: StreamReader, stored: Stored) -> None:
+        """`stored` does a write until the bus has it."""
+        self._bucket, self._stream = bucket, f"OBJ_{bucket}"
+        self._js = client.jetstream(timeout=CHUNK_TIMEOUT_S)
+        self._reader, self._stored = reader, stored
 
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
         ref = ArtifactRef(uri=f"obj:{sha256}", sha256=sha256, size=size, media_type=media_type)
-        for attempt in range(TRIES):
-            try:
-                if await self._has(sha256, size):
-                    return ref
-                options = ObjectMetaOptions(max_chunk_size=CHUNK)
-                with path.open("rb") as file:
-                    async with asyncio.timeout(TRANSFER_TIMEOUT_S):
-                        await self._bucket.put(sha256, file, meta=ObjectMeta(options=options))
-                return ref
-            except (TimeoutError, NatsError, APIError) as error:
-                if attempt == TRIES - 1:
-                    raise RetryableError(f"storing {ref.uri} failed: {type(error).__name__}") from error
-                await asyncio.sleep(0.3 * 2**attempt)
-        raise AssertionError("unreachable")
+
+        async def put() -> None:
+            if not await self._has(sha256, size):
+                async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                    await self._put(sha256, path)
+
+        await self._stored(self._bucket, ref.uri, put)
+        return ref
+
+    async def _put(self, name: str, path: Path) -> None:
+        """Chunks, then the object's description.
+
+        Not `ObjectStore.put`: it purges and rolls up, which would need rights to delete what others have stored.
+        """
+        info = ObjectInfo(name=name, bucket=self._bucket, nuid=uuid4().hex, size=0, chunks=0)
+        with path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                await self._js.publish(f"$O.{self._bucket}.C.{info.nuid}", chunk)
+                info.size, info.chunks = (info.size or 0) + len(chunk), (info.chunks or 0) + 1
+        info.digest = "SHA-256=" + base64.urlsafe_b64encode(bytes.fromhex(name)).decode()
+        info.options = ObjectMetaOptions(max_chunk_size=CHUNK)
+        info.mtime = datetime.now(UTC).isoformat()
+        await self._js.publish(self._described(name), json.dumps(info.as_dict()).encode())
+
+    def _described(self, name: str) -> str:
+        return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+    async def _info(self, name: str) -> ObjectInfo:
+        """The object's description. NotFoundError where there is none."""
+        message = await self._js.get_msg(self._stream, subject=self._described(name), direct=True)
+        info: ObjectInfo = ObjectInfo.from_response(json.loads(message.data or b""))
+        return info
 
     async def _has(self, name: str, size: int) -> bool:
         try:
-            return (await self._bucket.get_info(name)).size == size
-        except ObjectNotFoundError:
+            return bool((await self._info(name)).size == size)
+        except NotFoundError:
             return False
 
     async def fetch(self, ref: ArtifactRef, path: Path) -> None:
@@ -134,7 +165,7 @@ class JetStreamArtifacts:
                 with _checked_write(ref, path) as file:
                     await self._read_chunks(ref.uri.removeprefix("obj:"), file)
                 return
-            except ObjectNotFoundError as error:
+            except NotFoundError as error:
                 raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
             except (TimeoutError, NatsError, APIError) as error:
                 if attempt == TRIES - 1:
@@ -142,32 +173,20 @@ class JetStreamArtifacts:
                 await asyncio.sleep(0.3 * 2**attempt)
 
     async def _read_chunks(self, name: str, file: BufferedWriter) -> None:
-        """Pull the object's chunks a few at a time.
+        """Read the object's chunks a few at a time.
 
         Not `ObjectStore.get`: its ordered push consumer waits for ever once a chunk is missed (nats.py #510).
         """
-        info = await self._bucket.get_info(name)
-        if not info.size:
-            return
-        stream = f"OBJ_{self._name}"
-        config = ConsumerConfig(
-            filter_subject=f"$O.{self._name}.C.{info.nuid}",
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.NONE,
-            inactive_threshold=60,
-            mem_storage=True,
-        )
-        consumer = await self._js.add_consumer(stream, config)
-        sub = await self._js.pull_subscribe_bind(consumer=consumer.name, stream=stream)
-        try:
-            written = 0
-            while written < info.size:
-                for message in await sub.fetch(8, timeout=CHUNK_TIMEOUT_S):
-                    file.write(message.data)
-                    written += len(message.data)
-        finally:
-            with contextlib.suppress(Exception):
-                await sub.unsubscribe()
+        info = await self._info(name)
+        written, following = 0, 1
+        while written < (info.size or 0):
+            chunks, _ = await self._reader.batch(following, f"$O.{self._bucket}.C.{info.nuid}", most=8)
+            if not chunks:
+                raise ArtifactCorrupt(f"obj:{name}: only {written} of its {info.size} bytes are in the store")
+            for chunk in chunks:
+                file.write(chunk.body)
+                written += len(chunk.body)
+            following = chunks[-1].seq + 1
 
 
 class ObjectStoreArtifacts:
@@ -177,42 +196,52 @@ class ObjectStoreArtifacts:
         self._url = url.rstrip("/")
         try:
             if url.startswith("file://"):
-                Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-            self._store = obstore.store.from_url(self._url)
+                Path(unquote(url.removeprefix("file://"))).mkdir(parents=True, exist_ok=True)
+            self.store = obstore.store.from_url(self._url)
         except OSError as error:
             raise UserInputError(f"{self._url}: {os_words(error)}", field=ARTIFACTS_VARIABLE) from error
         except (obstore.exceptions.BaseError, ValueError) as error:
             why = str(error).partition("\n")[0]  # the rest is the library's own inside
             raise UserInputError(why, field=ARTIFACTS_VARIABLE, hint="e.g. file:///folder or s3://bucket") from error
 
+    def named(self, sha256: str, size: int, media_type: str) -> ArtifactRef:
+        """The reference that bytes of this digest have here, whether they are there or not."""
+        return ArtifactRef(uri=f"{self._url}/{_name(sha256)}", sha256=sha256, size=size, media_type=media_type)
+
+    async def holds(self, sha256: str, size: int) -> bool:
+        """Whether an artifact of that name and size is there. RetryableError where the store cannot be reached."""
+        try:
+            return bool((await obstore.head_async(self.store, _name(sha256)))["size"] == size)
+        except FileNotFoundError:
+            return False
+        except obstore.exceptions.BaseError as error:
+            raise _unreachable(self._url, error) from error
+
     async def put_file(self, path: Path, media_type: str) -> ArtifactRef:
         sha256, size = await asyncio.to_thread(digest_of_file, path)
-        name = f"{sha256[:2]}/{sha256}"
-        ref = ArtifactRef(uri=f"{self._url}/{name}", sha256=sha256, size=size, media_type=media_type)
-        try:
-            meta = await obstore.head_async(self._store, name)
-            if meta["size"] == size:
-                return ref
-        except FileNotFoundError:
-            pass
-        except obstore.exceptions.BaseError as error:
-            raise _unreachable(self._url, error) from error
-        try:
-            await obstore.put_async(self._store, name, path, chunk_size=8 * 1024 * 1024, max_concurrency=2)
-        except obstore.exceptions.BaseError as error:
-            raise _unreachable(self._url, error) from error
-        return ref
+        if not await self.holds(sha256, size):
+            try:
+                await obstore.put_async(
+                    self.store, _name(sha256), path, chunk_size=8 * 1024 * 1024, max_concurrency=2
+                )
+            except obstore.exceptions.BaseError as error:
+                raise _unreachable(self._url, error) from error
+        return self.named(sha256, size, media_type)
 
     async def fetch(self, ref: ArtifactRef, path: Path) -> None:
         if not ref.uri.startswith(self._url + "/"):
             raise ArtifactCorrupt(f"{ref.uri} is not in {self._url}")
         try:
-            result = await obstore.get_async(self._store, ref.uri.removeprefix(self._url + "/"))
+            result = await obstore.get_async(self.store, ref.uri.removeprefix(self._url + "/"))
             with _checked_write(ref, path) as file:
                 async for chunk in _chunks(result):
                     file.write(chunk)
         except FileNotFoundError as error:
             raise ArtifactCorrupt(f"{ref.uri}: no such artifact") from error
+
+
+def _name(sha256: str) -> str:
+    return f"{sha256[:2]}/{sha256}"
 
 
 def _unreachable(url: str, error: Exception) -> RetryableError:

@@ -48,7 +48,7 @@ class _Trial:
     numbers: count[int] = field(default_factory=lambda: count(1))
 
     async def listen(self) -> None:
-        async for logged in self.bus.log([subject_of(EvalScored), subject_of(WorkFailed)], follow=True):
+        async for logged in self.bus.log(topology.subjects_for([EvalScored, WorkFailed]), follow=True):
             async with self.changed:
                 if isinstance(logged.event, EvalScored):
                     self.seen.append(logged.event)

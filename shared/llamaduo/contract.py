@@ -26,6 +26,7 @@ from llamaduo.events import (
     MigrationStopped,
     ResponsesGenerated,
     TrainingRequested,
+    WorkFailed,
     subject_of,
 )
 from llamaduo.identity import SCHEME, adapter_digest, content_digest, identity, seed_of
@@ -33,6 +34,7 @@ from llamaduo.migrations.report import report_schema
 from llamaduo.migrations.spec import MigrationSpec
 
 ZEROS = "0" * 64
+_SPEAKERS: dict[type[Event], str] = {EvalScored: "evaluator", WorkFailed: "consumer"}
 
 
 def event_schemas() -> dict[str, dict[str, Any]]:
@@ -47,7 +49,7 @@ def asyncapi() -> dict[str, Any]:
     operations: dict[str, Any] = {}
     for name, schema in event_schemas().items():
         key = name.replace(".", "_")
-        channels[key] = {"address": name, "messages": {key: {"$ref": f"#/components/messages/{key}"}}}
+        channels[key] = {**_address(EVENT_TYPES[name]), "messages": {key: {"$ref": f"#/components/messages/{key}"}}}
         messages[key] = {
             "name": name,
             "title": (EVENT_TYPES[name].__doc__ or name).strip().split("\n")[0],
@@ -62,8 +64,9 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "LlamaDuo events",
             "version": __version__,
-            "description": "Events of a migration on NATS JetStream, stream EVENTS; subject = type. Dead letters "
-            f"are on {DEAD_LETTER_PREFIX}<subject>, progress (never stored) on {PROGRESS_PREFIX}<service>.",
+            "description": "Events of a migration on NATS JetStream, stream EVENTS; subject = type, with who says it "
+            f"behind it where only one may. Dead letters are on {DEAD_LETTER_PREFIX}<consumer>.<subject>, progress "
+            f"(never stored) on {PROGRESS_PREFIX}<service>.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -71,6 +74,15 @@ def asyncapi() -> dict[str, Any]:
         "operations": operations,
         "components": {"messages": messages, "schemas": {"Headers": _headers()}},
     }
+
+
+def _address(model: type[Event]) -> dict[str, Any]:
+    """The subject; where it carries who alone may say it, that as a parameter."""
+    kind, speaker = subject_of(model), _SPEAKERS.get(model)
+    if speaker is None:
+        return {"address": kind}
+    told = {speaker: {"description": f"`{speaker}` of the event; readers take no other's"}}
+    return {"address": f"{kind}.{{{speaker}}}", "parameters": told}
 
 
 def _operations(service: str, contract: ServiceContract) -> dict[str, Any]:

@@ -10,7 +10,8 @@ LlamaDuoError
 ├── RetryableError        try again after `delay` seconds
 │   ├── Busy              somebody else holds the lease of this job
 │   └── NotYet            something this work needs has not arrived yet
-│       └── ProviderDown  the service LLM's provider answers nobody
+│       ├── ProviderDown  the service LLM's provider answers nobody
+│       └── BusFull       the bus takes nothing more: its log, its server or its disk is full
 ├── BudgetExhausted       the door refused to pay: a named stop, neither retried nor a dead letter
 └── LeaseLost             another process owns this job now: stop, touch nothing
 """
@@ -96,6 +97,13 @@ class NotYet(RetryableError):
 
 class ProviderDown(NotYet):
     """The service LLM's provider fails or is away, for everybody: `delay` until it is tried again.
+
+    No fault of the job, so not one of its tries.
+    """
+
+
+class BusFull(NotYet):
+    """The bus takes nothing more until somebody makes room; the message says what is full and what to do.
 
     No fault of the job, so not one of its tries.
     """

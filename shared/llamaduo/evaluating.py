@@ -23,6 +23,7 @@ from llamaduo.event_parts import LabelCount, RowMark, WorkSpan
 from llamaduo.events import EvalScored, Event, MarksRequested, ResponsesGenerated
 from llamaduo.label_spelling import LONGEST_LABEL
 from llamaduo.settings import ServiceSettings
+from llamaduo.telemetry import SHARDS_MARKED, note_marks
 
 LONGEST_VALUE = 80
 LONGEST_REASON = 400
@@ -152,6 +153,7 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         # What copying an answer would give is worth knowing where it costs nothing.
         skipped = skipped or (event.candidate.kind == "nearest" and evaluator.cost_per_row != FREE)
         if skipped or event.responses is None or not view.undecided(event.candidate, event.split):
+            SHARDS_MARKED.labels(evaluator.name, "skipped").inc()
             return [scored.model_copy(update={"skipped": True})]
         rows = load_shard(await read_bytes(await work.bus.artifacts(), event.responses))
         task = Task(
@@ -171,10 +173,12 @@ def marking(evaluator: Evaluator) -> Callable[[Any, Work], Awaitable[list[Event]
         if not isinstance(result, Scored):
             result = Scored(scores=result)
         span = WorkSpan(kind="marking", began=began, ended=datetime.now(UTC))
+        marks = fitting(marks_of(evaluator, rows, result.scores), room)
+        note_marks(evaluator.name, ((mark.metric, mark.value) for mark in marks))
         return [
             scored.model_copy(
                 update={
-                    "marks": fitting(marks_of(evaluator, rows, result.scores), room),
+                    "marks": marks,
                     "slices": slices,
                     "labels": label_counts(result.scores),
                     "calls": result.calls,

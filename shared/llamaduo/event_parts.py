@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llamaduo.tool_calls import ToolWording
 
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("no such time in UTC") from error
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+"""In UTC; one without a zone is taken as UTC, since it could not be compared with others."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Split = Literal["train", "validation", "test", "holdout"]
 MarkedSplit = Literal["test", "holdout"]
@@ -33,8 +43,8 @@ class WorkSpan(Part):
     """When model work itself ran, as opposed to waiting or starting. Not part of any id."""
 
     kind: Literal["training", "generation", "service_llm", "model_load", "marking"]
-    began: datetime
-    ended: datetime
+    began: Time
+    ended: Time
 
 
 class CallCounts(Part):
@@ -100,6 +110,9 @@ class MetricRange(Part):
     higher_is_better: bool = True
 
 
+_FIELDS_OF_A_MARK = {"row", "sample", "metric", "value", "reason"}
+
+
 class RowMark(Part):
     """One evaluator's mark for one answer to one prompt; `value` None means it abstained or failed."""
 
@@ -108,6 +121,10 @@ class RowMark(Part):
     metric: str
     value: float | None
     reason: str = Field("", max_length=400)
+
+    def model_post_init(self, _context: object) -> None:
+        """A log has marks by the hundred thousand, and a set of its own in each is more than the mark itself."""
+        object.__setattr__(self, "__pydantic_fields_set__", _FIELDS_OF_A_MARK)
 
 
 class LabelCount(Part):

@@ -1,4 +1,4 @@
-"""The events: one frozen model each; the subject on the bus is the event's `type`.
+"""The events: one frozen model each; the subject on the bus is the event's `type`, or begins with it.
 
 Every event carries its migration, schema version, when and by whom it was published. Its `id` is a hash of what
 was asked: type (or the question it answers), migration, job key, submission. Outcome, cost and time are never in
@@ -7,6 +7,7 @@ it, so a repeated answer to the same question is the same event. Readers ignore 
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,10 +29,14 @@ from llamaduo.event_parts import (
     RowMark,
     Sha256,
     Split,
+    Time,
     WeakRow,
     WorkSpan,
 )
 from llamaduo.identity import identity
+
+MIGRATION_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
+"""Of a migration's id, which is part of file names, keys of buckets and message headers."""
 
 
 class Event(BaseModel):
@@ -44,14 +49,18 @@ class Event(BaseModel):
 
     type: str
     schema_version: int = 1
-    migration: str
+    migration: str = Field(pattern=MIGRATION_PATTERN)
     submission: int = Field(1, ge=1, description="raised only when somebody asks for the same thing again")
-    at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="when it was published")
+    at: Time = Field(default_factory=lambda: datetime.now(UTC), description="when it was published")
     source: str = Field("", description="the service and replica that published it")
 
     def job_key(self) -> tuple[str | int, ...]:
         """What was asked, beyond type and migration."""
         return ()
+
+    def speaker(self) -> str | None:
+        """Who alone may say this, where several may publish events of this class: a token of its subject."""
+        return None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -227,6 +236,9 @@ class EvalScored(OfShard):
     def job_key(self) -> tuple[str | int, ...]:
         return (*super().job_key(), self.evaluator, self.version, self.repeat)
 
+    def speaker(self) -> str | None:
+        return self.evaluator
+
 
 class RoundDecided(OfRound):
     """A round's verdict on the test split."""
@@ -340,6 +352,23 @@ class AdapterLoaded(OfRound):
         return (self.round, self.digest, self.replica, self.url)
 
 
+class TrafficCaptured(Event):
+    """A finished file of an alias's traffic, as rows of prompts and answers. It belongs to no migration.
+
+    `migration` is `traffic-ALIAS`.
+    """
+
+    type: Literal["traffic.captured"] = "traffic.captured"
+    alias: str
+    traffic: ArtifactRef = Field(description="JSON lines, each with the id of its request")
+    rows: int = Field(ge=1)
+    first: datetime = Field(description="when the first of the rows was answered")
+    last: datetime = Field(description="when the last one was")
+
+    def job_key(self) -> tuple[str | int, ...]:
+        return (self.alias, self.traffic.sha256)
+
+
 class Command(Event):
     """Something an operator asked for; its id is made once by the caller and reused on retry."""
 
@@ -412,6 +441,9 @@ class WorkFailed(Event):
     def job_key(self) -> tuple[str | int, ...]:
         return (self.consumer, self.job, self.dead_letter)
 
+    def speaker(self) -> str | None:
+        return self.consumer
+
 
 class WorkWithdrawn(Event):
     """Work in hand was stopped, for its migration was cancelled or had ended; only where it had bought something."""
@@ -423,6 +455,9 @@ class WorkWithdrawn(Event):
 
     def job_key(self) -> tuple[str | int, ...]:
         return (self.consumer, self.job)
+
+    def speaker(self) -> str | None:
+        return self.consumer
 
 
 class MigrationEnded(Event):
@@ -471,6 +506,7 @@ AnyEvent = (
     | AdapterPromoted
     | AdapterRolledBack
     | AdapterLoaded
+    | TrafficCaptured
     | PauseRequested
     | ResumeRequested
     | CancelRequested
@@ -485,6 +521,8 @@ AnyEvent = (
 )
 
 EVENT_TYPES: dict[str, type[Event]] = {model.model_fields["type"].default: model for model in AnyEvent.__args__}
+LONGEST_SHOWN = 200
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 _PARSER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 
 
@@ -494,14 +532,48 @@ def subject_of(model: type[Event]) -> str:
     return subject
 
 
+def subject_for(event: Event) -> str:
+    """The subject that one event is published on: its type, and where only one may say it, who that is.
+
+    So the bus can keep others from saying it. Where the name is no token of a subject, the type alone.
+    """
+    speaker = event.speaker()
+    kind = subject_of(type(event))
+    return f"{kind}.{speaker}" if speaker is not None and _TOKEN.fullmatch(speaker) else kind
+
+
+def subjects_of(model: type[Event]) -> list[str]:
+    """All subjects that events of a class are published on. The bare type is what older releases used."""
+    kind = subject_of(model)
+    return [kind, f"{kind}.*"] if model.speaker is not Event.speaker else [kind]
+
+
+def event_of(subject: str, body: bytes) -> AnyEvent:
+    """Read one event that was published on this subject. BadEvent where it may not be said there."""
+    event = parse_event(body)
+    if subject not in (event.type, subject_for(event)):
+        raise BadEvent(f"{event.type} does not belong on the subject {subject}")
+    return event
+
+
+def _shown(text: str) -> str:
+    """Words of a stranger, as may stand in a log and on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST_SHOWN])
+
+
 def parse_event(body: bytes) -> AnyEvent:
     """Read one event from its JSON body. BadEvent if it is none of this contract."""
     try:
-        return _PARSER.validate_json(body)
+        event = _PARSER.validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadEvent(f"not an event of this contract: {where}: {first['msg']}") from error
+        raise BadEvent(f"not an event of this contract: {_shown(where)}: {_shown(first['msg'])}") from error
+    try:
+        _ = event.id
+    except ValueError as error:
+        raise BadEvent(f"an event without an id: {_shown(str(error))}") from error
+    return event
 
 
 def encode_event(event: Event) -> bytes:

@@ -98,13 +98,18 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 def keys_asked_for(keys: KeyFile, open_paths: Collection[str] = HEALTH_PATHS) -> Middleware:
-    """A middleware that lets in who shows a key as `Authorization: Bearer KEY`; all others get 401."""
+    """A middleware that lets in who shows a key as `Authorization: Bearer KEY`; all others get 401.
+
+    Clients made for Azure show theirs as `api-key: KEY`.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in open_paths:
             scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or keys.owner_of(shown.strip()) is None:
+            if scheme.lower() != "bearer":
+                shown = request.headers.get("api-key", "")
+            if keys.owner_of(shown.strip()) is None:
                 answer = refused(401, "This API asks for a key: Authorization: Bearer KEY.", "invalid_api_key")
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 answer.force_close()

@@ -17,11 +17,12 @@ from deploy.make_env import completed
 from deploy.make_env import main as make_env
 from deploy.nats import users
 from deploy.requirements_of import requirements
-from llamaduo.bus import topology
+from llamaduo.bus import rights
 from tests.support import ROOT, nats_binary
 
 BIN = Path(sys.executable).parent
 DOCKERFILES = [ROOT / "deploy" / "Dockerfile", ROOT / "tests" / "compose" / "standins" / "nats" / "Dockerfile"]
+GPU = ["--file", "docker-compose.yml", "--file", "docker-compose.gpu.yml"]
 OFFLINE = ["--file", "docker-compose.yml", "--file", "tests/compose/docker-compose.offline.yml"]
 ML = {"torch", "transformers", "vllm", "trl", "peft", "datasets", "bitsandbytes", "accelerate"}
 
@@ -48,10 +49,30 @@ def services(env_file: Path) -> dict[str, Any]:
     return parsed
 
 
-@pytest.mark.parametrize("files", [[], OFFLINE])
+@pytest.mark.parametrize("files", [[], OFFLINE, GPU])
 def test_the_compose_file_is_sound(env_file: Path, files: list[str]) -> None:
     done = config(env_file, *files, "--profile", "*", "config", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_on_a_gpu_the_same_services_run_and_two_of_them_use_it_in_turn(
+    env_file: Path, services: dict[str, Any]
+) -> None:
+    done = config(env_file, *GPU, "--profile", "*", "config", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    with_gpu: dict[str, Any] = json.loads(done.stdout)["services"]
+    assert set(with_gpu) == set(services)
+    changed = {name for name, service in with_gpu.items() if service != services[name]}
+    assert changed == {"trainer", "inference"}
+    devices = [with_gpu[name]["deploy"]["resources"]["reservations"]["devices"] for name in sorted(changed)]
+    assert devices[0] == devices[1] and devices[0][0]["device_ids"] == ["0"]
+    for name in changed:
+        place = with_gpu[name]["environment"]["LLAMADUO_ACCELERATOR_DIR"]
+        assert {"source": "accelerator", "target": place} in [
+            {key: volume[key] for key in ("source", "target")} for volume in with_gpu[name]["volumes"]
+        ]
+    assert with_gpu["trainer"]["build"]["args"] == {"DEVICE": "cuda"}
+    assert "USER 10001:10001" in stages()[with_gpu["inference"]["build"]["target"]]
 
 
 def test_a_missing_password_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -86,7 +107,7 @@ def test_every_target_runs_as_nobody_special(services: dict[str, Any]) -> None:
 def test_an_image_holds_only_its_own_service() -> None:
     for target, text in stages().items():
         copied = set(re.findall(r"^COPY services/(\w+) ", text, flags=re.MULTILINE))
-        assert copied <= {target}, target
+        assert copied <= {target.removesuffix("-cuda")}, target
 
 
 def test_light_images_hold_no_ml_library() -> None:
@@ -97,7 +118,8 @@ def test_light_images_hold_no_ml_library() -> None:
 
 
 def test_the_file_of_users_follows_the_topology() -> None:
-    assert users.TARGET.read_text() == users.render(), "run: python -m deploy.nats.users"
+    present = users.TARGET.read_text()
+    assert present == users.render(users.others_in(present)), "run: python -m deploy.nats.users"
 
 
 def test_the_server_reads_its_configuration(env_file: Path) -> None:
@@ -111,7 +133,7 @@ def test_the_server_reads_its_configuration(env_file: Path) -> None:
 
 def test_every_user_is_somebody_with_a_password_of_its_own(services: dict[str, Any]) -> None:
     server = services["nats"]["environment"]
-    of_users = {users.password_variable(user): user for user in [*users.services(), users.OPERATOR]}
+    of_users = {users.password_variable(user): user for user in [*rights.users(), rights.OPERATOR]}
     assert set(server) == set(of_users)
     assert len(set(server.values())) == len(server)
     used = {}
@@ -124,20 +146,27 @@ def test_every_user_is_somebody_with_a_password_of_its_own(services: dict[str, A
     assert set(used) == set(of_users.values())
 
 
-def test_a_user_publishes_what_its_contract_says() -> None:
-    for user, (events, durables) in users.services().items():
-        allowed, denied, inboxes = users.permissions(user)
-        contract = topology.contract_of(user)
-        assert {e.model_fields["type"].default for e in contract.publishes} <= set(allowed), user
-        assert events and ">" not in allowed and "*" not in allowed
-        for durable in durables:
-            assert f"$JS.ACK.EVENTS.{durable}.>" not in denied
-        assert inboxes == [f"_INBOX_{user}.>"]
+def test_somebody_elses_evaluator_gets_a_user_and_keeps_it(tmp_path: Path) -> None:
+    target = tmp_path / "users.conf"
+    users.main(target, ["--evaluator", "calm"])
+    users.main(target, ["--evaluator", "pairwise"])
+    users.main(target, [])
+    text = target.read_text()
+    assert users.others_in(text) == {"calm": False, "pairwise": True}
+    assert "user: evaluator-calm\n      password: $NATS_PASSWORD_EVALUATOR_CALM\n" in text
+    users.main(target, ["--remove", "calm"])
+    users.main(target, ["--remove", "pairwise"])
+    assert target.read_text() == users.render()
+    for wrong in (["--evaluator", "Not A Name"], ["--evaluator", "exact-match"], ["--remove", "calm"]):
+        with pytest.raises(SystemExit):
+            users.main(target, wrong)
 
 
 def test_only_those_who_need_it_reach_the_outside(services: dict[str, Any]) -> None:
     outside = {name for name, service in services.items() if "outside" in service["networks"]}
     assert outside == {"nats", "synthesizer", "judge", "trainer", "inference", "emulator", "cli"}
+    watching = {name for name, service in services.items() if "watch" in service["networks"]}
+    assert watching == {"prometheus", "grafana"} and set(services["grafana"]["networks"]) == {"watch"}
     for name, service in services.items():
         for port in service.get("ports", []):
             assert port["host_ip"] == "127.0.0.1", f"{name} would be open to the network"

@@ -74,7 +74,7 @@ def codes(cell: str) -> set[str]:
 def test_the_page_of_events_says_who_publishes_and_who_works_on_each() -> None:
     rows = table(page("events.md"), "event")
     assert set(rows) == set(EVENT_TYPES)
-    everyone = set(topology.SERVICES) - {"operator"}
+    everyone = {service for service, contract in topology.SERVICES.items() if contract.durables}
     for name, model in EVENT_TYPES.items():
         publishers = {service for service, contract in topology.SERVICES.items() if model in contract.publishes}
         workers = {
@@ -192,7 +192,8 @@ def test_no_page_names_a_variable_that_nobody_reads() -> None:
         for model in settings_by_section().values()
         for name in model.model_fields
     }
-    known |= set(re.findall(VARIABLE, (ROOT / "docker-compose.yml").read_text("utf-8")))
+    for file in ("docker-compose.yml", "docker-compose.gpu.yml"):
+        known |= set(re.findall(VARIABLE, (ROOT / file).read_text("utf-8")))
     for path in PAGES:
         named = set(re.findall(VARIABLE, path.read_text("utf-8")))
         assert not named - known - {"LLAMADUO_EMULATOR", "LLAMADUO_API_KEY", "LLAMADUO_API_KEY_FILE"}, path.name

@@ -17,6 +17,7 @@ LIGHT = [
     "services.synthesizer.app",
     "services.verdict.app",
     "services.emulator.app",
+    "services.gateway.app",
     "services.inference.app",
     "llamaduo.cli.main",
     "llamaduo.evaluating",

@@ -13,7 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults.disk import Disk
+from tests.faults.schedule import NATS
+from tests.faults.ways import Ways
 from tests.support import NatsServer, environment
+
+FAKE_TIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+"""What gives a process a clock of its own (Debian: `faketime`)."""
 
 SERVICES: dict[str, tuple[list[str], dict[str, str]]] = {
     "verdict": (["services.verdict"], {}),
@@ -32,22 +38,27 @@ class Stage:
     folder: Path
     server: NatsServer
     emulator_url: str
+    ways: Ways
+    disk: Disk | None = None
     extra: dict[str, dict[str, str]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    clocks: dict[str, float] = field(default_factory=dict)
+    """Seconds by which a service's clock is off from its next start on."""
 
     def start(self, name: str) -> None:
         """Start a service, under the same replica name each time."""
         service = name.split("/", maxsplit=1)[0]
         module, own = SERVICES[service]
         env = environment(
-            LLAMADUO_NATS_URL=self.server.url,
+            LLAMADUO_NATS_URL=f"nats://127.0.0.1:{self.ways.port(name)}",
             LLAMADUO_PROFILE="faults",
             LLAMADUO_STATE_DIR=str(self.folder / name),
             LLAMADUO_REPLICA=name,
             LLAMADUO_LOG_LEVEL="INFO",
             LLAMADUO_PORT_FILE=str(self.folder / name / "port"),
             OPENAI_API_KEY="sk-emulated",
-            **{**own, **self.extra.get(name, {})},
+            PYTHONFAULTHANDLER="1",
+            **{**own, **self.extra.get(name, {}), **_clock(self.clocks.get(name))},
         )
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         with (self.folder / name / "log").open("ab") as log:
@@ -57,17 +68,22 @@ class Stage:
 
     def send(self, name: str, number: int) -> None:
         """A signal to a service or the server; waits for the end where the signal ends it."""
-        if name == "nats":
-            self.server.kill(number)
+        if name == NATS:
+            self.server.send(number)
             return
         process = self.processes[name]
         process.send_signal(number)
         if number in (signal.SIGKILL, signal.SIGTERM):
             process.wait(25)
 
+    def dismiss(self, name: str, number: int) -> None:
+        """End a service for good."""
+        self.send(name, number)
+        del self.processes[name]
+
     def revive(self, name: str) -> None:
         """Start what was killed."""
-        if name == "nats":
+        if name == NATS:
             self.server.start()
         else:
             self.start(name)
@@ -78,11 +94,21 @@ class Stage:
             f"{name} ({process.poll()})" for name, process in self.processes.items() if process.poll() is not None
         ]
 
+    def ask_where(self) -> None:
+        """End every service in such a way that it writes down what each of its threads was doing."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGABRT)
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
     def logs(self) -> str:
         """The last lines everybody wrote, for a failure's message."""
         parts = []
         for name in self.processes:
-            lines = (self.folder / name / "log").read_text("utf-8", errors="replace").splitlines()[-12:]
+            lines = (self.folder / name / "log").read_text("utf-8", errors="replace").splitlines()[-40:]
             parts.append(f"--- {name}\n" + "\n".join(line[:400] for line in lines))
         return "\n".join(parts)
 
@@ -97,36 +123,55 @@ class Stage:
             process.wait(20)
 
 
+def _clock(off: float | None) -> dict[str, str]:
+    """Variables for a process whose wall clock, and nothing else of its time, is so many seconds off."""
+    if off is None:
+        return {}
+    return {"LD_PRELOAD": str(FAKE_TIME), "FAKETIME": f"{off:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
 @contextmanager
-def staged(folder: Path, emulator_port: int, **extra: dict[str, str]) -> Iterator[Stage]:
-    """A server, an emulator with a ledger on disk, and no service yet.
+def staged(
+    folder: Path, emulator_port: int, *, own_disk: bool = False, extra: dict[str, dict[str, str]] | None = None
+) -> Iterator[Stage]:
+    """A server (on a small disk of its own if wished), an emulator with a ledger on disk, and no service yet.
 
     The emulator's port is given: its URL is in the spec, and with it in every id and sampling seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     server = NatsServer(folder / "nats")
-    server.start()
+    with contextlib.ExitStack() as closing:
+        disk = None
+        if own_disk:
+            disk = Disk(folder / "disk.image", folder / "nats" / "store")
+            closing.callback(disk.close)
+        closing.callback(server.stop)
+        if disk is not None:
+            closing.callback(disk.go_on)
+        server.start()
+        ways = Ways(server.port)
+        closing.callback(ways.close)
+        stage = Stage(folder, server, _emulator(folder, emulator_port, closing), ways, disk, dict(extra or {}))
+        closing.callback(stage.stop)
+        yield stage
+
+
+def _emulator(folder: Path, port: int, closing: contextlib.ExitStack) -> str:
+    """Start the emulator; its URL."""
     port_file = folder / "emulator.port"
     with (folder / "emulator.log").open("ab") as log:
         emulator = subprocess.Popen(
             [
                 sys.executable, "-m", "services.emulator", "--latency-ms", "15",
-                "--port", str(emulator_port), "--port-file", str(port_file),
+                "--port", str(port), "--port-file", str(port_file),
                 "--ledger-file", str(folder / "emulator.ledger"),
             ],
             env=environment(), stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    stage = None
-    try:
-        deadline = time.monotonic() + 30
-        while not port_file.exists() or not port_file.read_text().strip():
-            assert time.monotonic() < deadline and emulator.poll() is None, (folder / "emulator.log").read_text()
-            time.sleep(0.02)
-        stage = Stage(folder, server, f"http://127.0.0.1:{port_file.read_text().strip()}", dict(extra))
-        yield stage
-    finally:
-        if stage is not None:
-            stage.stop()
-        emulator.kill()
-        emulator.wait(20)
-        server.stop()
+    closing.callback(emulator.wait, 20)
+    closing.callback(emulator.kill)
+    deadline = time.monotonic() + 30
+    while not port_file.exists() or not port_file.read_text().strip():
+        assert time.monotonic() < deadline and emulator.poll() is None, (folder / "emulator.log").read_text()
+        time.sleep(0.02)
+    return f"http://127.0.0.1:{port_file.read_text().strip()}"

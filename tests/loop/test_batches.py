@@ -19,6 +19,7 @@ from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.spec import ServiceLLM
 from llamaduo.service_llm import prices
 from tests.faults.stage import Stage
+from tests.faults.ways import Ways
 from tests.loop.test_loop import all_services, emulator, ended, log_of, spec_of, submit
 from tests.support import NatsServer, connected, nats_server, serving, until
 
@@ -91,7 +92,8 @@ async def test_killed_while_its_batch_is_under_way_it_takes_it_up_and_buys_nothi
         emulator(model_name="gpt-4o", batch_ms=700) as url,
         serving(*(one for one in all_services(server, tmp_path) if one.name != "synthesizer")),
     ):
-        stage = Stage(tmp_path, server, url)
+        ways = Ways(server.port)
+        stage = Stage(tmp_path, server, url, ways)
         stage.start("synthesizer")
         try:
             spec = spec_of(url, service_llm=batched(url), **TWO_ROUNDS, evaluators=["exact-match"])
@@ -101,6 +103,7 @@ async def test_killed_while_its_batch_is_under_way_it_takes_it_up_and_buys_nothi
             view = await until(lambda: ended(bus, migration), seconds=180, what="the end")
         finally:
             stage.stop()
+            ways.close()
         assert isinstance(view.ended, MigrationCompleted), (view.ended, stage.logs())
         counted = await get(url, "/emulator/ledger")
         assert {key["completed"] for key in counted["keys"].values()} == {1}, stage.logs()

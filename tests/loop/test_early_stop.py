@@ -11,10 +11,12 @@ import pytest
 
 from benchmarks.verdict import Cell, measure
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.work import record_of
 from llamaduo.events import (
     CancelRequested,
     EvalScored,
     MigrationCancelled,
+    PauseRequested,
     ResponsesRequested,
     WorkWithdrawn,
 )
@@ -98,6 +100,39 @@ async def test_what_a_cancel_stops_in_the_middle_is_told_of_call_by_call(tmp_pat
             view = await until(all_accounted_for, seconds=30, what="every call that the emulator counted")
             withdrawn = {event.consumer: event.calls.made for event in view.of_type(WorkWithdrawn)}
             assert withdrawn and all(withdrawn.values())
+
+
+async def test_what_a_pause_put_down_before_a_cancel_is_told_of_too(tmp_path: Path) -> None:
+    """Nobody has it in hand when the cancel comes: its record says what it had bought."""
+    with nats_server(tmp_path / "nats") as server:
+        async with (
+            connected(server, tmp_path) as bus,
+            emulator(latency_ms=150) as url,
+            serving(*all_services(server, tmp_path)),
+        ):
+            migration = await submit(bus, spec_of(url, evaluators=["llm-judge"], gate={"parity": {"margin": 3}}))
+
+            async def marking() -> bool:
+                return await completed(url) > 90
+
+            async def put_down() -> bool:
+                work = await bus.bucket("work")
+                records = [await record_of(work, key) for key in await work.keys("")]
+                bought = [record for record in records if record.state == "free" and record.bought.made]
+                return bool(bought) and not any(record.state == "running" for record in records)
+
+            await until(marking, seconds=60, what="the first marks")
+            await bus.publish(PauseRequested(migration=migration, command="p-12345678"))
+            await until(put_down, seconds=30, what="all work put down, with calls that were bought")
+            await bus.publish(CancelRequested(migration=migration, command="c-12345678"))
+            await until(lambda: ended(bus, migration), seconds=30, what="the end")
+
+            async def all_accounted_for() -> bool:
+                return await completed(url) == calls_made(fold(await log_of(bus, migration)))
+
+            await until(all_accounted_for, seconds=30, what="every call that the emulator counted")
+            withdrawn = fold(await log_of(bus, migration)).of_type(WorkWithdrawn)
+            assert sum(event.calls.made for event in withdrawn) > 0
 
 
 async def test_a_judge_without_noise_is_asked_again_for_one_shard_only(loop: tuple[Bus, str]) -> None:

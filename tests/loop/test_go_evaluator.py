@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from deploy.nats import users as conf
 from llamaduo.bus import topology
 from llamaduo.events import EvalScored, MigrationCompleted
 from tests.loop.test_loop import all_services, emulator, ended, spec_of, submit
-from tests.support import ROOT, NatsServer, connected, environment, nats_server, serving, until
+from tests.support import ROOT, NatsServer, connected, environment, serving, until
 
 SOURCE = ROOT / "examples" / "go-evaluator"
 DEBIAN = Path("/usr/share/gocode")
@@ -43,8 +44,19 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Any:
-    with nats_server(tmp_path / "nats") as running:
+    """With a user for the evaluator, who has no more rights than one of somebody else's; others may do all."""
+    text = conf.render({"shared-words": False})
+    block = text[text.index("    # evaluator of others: shared-words") :]
+    (tmp_path / "users.conf").write_text(
+        "authorization {\n  users = [\n    {user: all, password: all}\n" + block + "no_auth_user: all\n"
+    )
+    more = f'include "{os.path.relpath(tmp_path / "users.conf", tmp_path / "nats")}"\n'
+    running = NatsServer(tmp_path / "nats", more=more, NATS_PASSWORD_EVALUATOR_SHARED_WORDS="p-own")
+    running.start()
+    try:
         yield running
+    finally:
+        running.stop()
 
 
 async def test_it_decides_a_migration(program: Path, server: NatsServer, tmp_path: Path) -> None:
@@ -52,8 +64,9 @@ async def test_it_decides_a_migration(program: Path, server: NatsServer, tmp_pat
     async with connected(server, tmp_path) as bus, emulator() as url:
         await topology.add_evaluator(bus.js, "shared-words", profile="faults")
         with log.open("wb") as output:
+            own = {"LLAMADUO_NATS_USER": "evaluator-shared-words", "LLAMADUO_NATS_PASSWORD": "p-own"}
             running = subprocess.Popen(
-                [program], env=environment(LLAMADUO_NATS_URL=server.url, LLAMADUO_REPLICA="go"), stderr=output
+                [program], env=environment(LLAMADUO_NATS_URL=server.url, LLAMADUO_REPLICA="go", **own), stderr=output
             )
         try:
             async with serving(*all_services(server, tmp_path)):
@@ -68,6 +81,7 @@ async def test_it_decides_a_migration(program: Path, server: NatsServer, tmp_pat
             running.terminate()
             status = running.wait(20)
     assert status == 0, log.read_text("utf-8")
+    assert "Violation" not in (tmp_path / "nats" / "nats.log").read_text("utf-8")
     assert isinstance(view.ended, MigrationCompleted), (view.ended, log.read_text("utf-8"))
     assert view.passed is not None and "jaccard" in view.passed.marks["shared-words"]
     mine = [event for event in view.of_type(EvalScored) if event.evaluator == "shared-words"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -25,14 +27,16 @@ from llamaduo.events import (
     AdapterLoaded,
     AdapterPromoted,
     AdapterTrained,
+    AnyEvent,
     EvalFailed,
+    EvalPassed,
+    EvalScored,
     MigrationStopped,
     PromoteRequested,
     ResponsesGenerated,
 )
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.settings import BusSettings
-from tests.faults.run import doubles
 from tests.loop.test_loop import log_of, spec_of, submit
 from tests.support import ROOT, until
 
@@ -136,3 +140,18 @@ async def _serves(loaded: AdapterLoaded) -> None:
         body = await answer.json()
         assert answer.status == 200, body
         assert body["model"] == loaded.name and body["choices"][0]["message"]["content"]
+
+
+def doubles(events: Sequence[AnyEvent]) -> list[str]:
+    """Anything that happened twice."""
+    problems = [f"event {id_} is {n} times in the log" for id_, n in Counter(e.id for e in events).items() if n > 1]
+    marked = Counter(
+        (e.candidate.key, e.split, e.shard, e.evaluator, e.repeat, m.row, m.sample, m.metric)
+        for e in events
+        if isinstance(e, EvalScored)
+        for m in e.marks
+    )
+    answered = Counter((e.candidate.key, e.split, e.shard) for e in events if isinstance(e, ResponsesGenerated))
+    problems += [f"{n} times: {key}" for counted in (marked, answered) for key, n in counted.items() if n > 1]
+    decided = Counter(e.round for e in events if isinstance(e, EvalFailed | EvalPassed))
+    return problems + [f"round {number} decided {n} times" for number, n in decided.items() if n > 1]

@@ -24,6 +24,7 @@ from llamaduo.events import (
     BudgetRefused,
     CancelRequested,
     DatasetReady,
+    EvalFailed,
     Event,
     MigrationCompleted,
     PromoteRequested,
@@ -339,11 +340,12 @@ async def test_a_cancel_that_comes_while_a_job_is_claimed_stops_it(
 
 async def test_a_refused_budget_is_an_event_and_not_a_dead_letter(server: NatsServer, tmp_path: Path) -> None:
     handler = Trainer(BudgetExhausted("money", 1.0, 0.99))
-    async with connected(server, tmp_path) as bus, serving(trainer(server, tmp_path, handler)):
-        await bus.publish(dataset())
+    service = Service("synthesizer", service_settings(server, tmp_path, "one"), roles={"synthesizer": (handler, 1)})
+    async with connected(server, tmp_path) as bus, serving(service):
+        await bus.publish(EvalFailed(migration="m-1", round=0, verdict="failed", marks={}, gate={}, rows=0))
         refused = (await until(lambda: seen(bus, BudgetRefused)))[0]
         assert isinstance(refused, BudgetRefused) and refused.what == "money"
-        await until(lambda: idle(bus))
+        await until(lambda: idle(bus, "synthesizer"))
         assert await list_dead(bus) == []
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import openai
 import pytest
 import yaml
 
+from benchmarks.limits import emulator
 from llamaduo.migrations.report import report_schema
 from tests.support import ROOT
 
@@ -276,3 +278,27 @@ def test_a_required_evaluator_that_nobody_knows_is_refused_beforehand(cli: Cli, 
     assert "nobody would mark for 'humour'" in cli.call("plan", str(spec))
     assert cli.json("status")["migrations"] == []
     cli.call("down")
+
+
+def test_up_runs_the_gateway_where_there_is_a_file_for_it(cli: Cli, tmp_path: Path) -> None:
+    port_file, file = tmp_path / "gateway.port", tmp_path / "gateway.yaml"
+    with emulator(tmp_path / "emulator", api_key="of-the-emulator") as url:
+        service = {"base_url": url, "model": "scripted-teacher", "api_key_env": "TEACHERS_KEY"}
+        file.write_text(yaml.safe_dump({"service": service, "aliases": {"support-triage": {"mode": "capture"}}}))
+        cli.environment |= {
+            "LLAMADUO_GATEWAY_FILE": str(file),
+            "LLAMADUO_GATEWAY_PORT": "0",
+            "LLAMADUO_GATEWAY_PORT_FILE": str(port_file),
+            "TEACHERS_KEY": "of-the-emulator",
+        }
+        cli.call("up", "--nats-port", "0", "--detach")
+        until(lambda: ready(cli))
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port_file.read_text()}/v1", api_key="any", max_retries=0)
+        answer = client.chat.completions.create(
+            model="support-triage", messages=[{"role": "user", "content": "Where is my mat? Order A4821."}]
+        )
+        assert "A4821" in (answer.choices[0].message.content or "")
+        # What was captured is shipped at the latest when the gateway leaves, and no migration is made of it.
+        assert cli.json("status")["migrations"] == []
+        cli.call("down")
+        assert not list((cli.state / "gateway" / "spool").glob("*/*"))

@@ -12,7 +12,7 @@ from llamaduo.events import AdapterTrained, EvalFailed, EvalScored, MigrationCom
 from llamaduo.migrations.fold import fold
 from llamaduo.migrations.report import build_report
 from tests.loop.test_loop import all_services, emulator, ended, log_of
-from tests.stored_log import EVENTS, events_of, restore
+from tests.stored_log import EVENTS, as_of_now, events_of, restore
 from tests.support import ROOT, connected, nats_server, serving, until
 
 RELEASES = sorted((ROOT / "tests" / "releases").iterdir())
@@ -37,6 +37,7 @@ async def test_a_migration_that_was_under_way_goes_on_to_its_end(release: Path, 
         async with connected(server, tmp_path) as bus, emulator() as url:
             whole = events_of(release, url)
             before = whole[: next(place for place, event in enumerate(whole) if isinstance(event, cut)) + 1]
+            before = as_of_now(before)
             await restore(bus, release, before)
             migration = before[0].migration
             async with serving(*all_services(server, tmp_path)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from deploy.metrics import dashboard
 from llamaduo.base_models import find_packaged_gguf, resolve
 from llamaduo.datasets import Message, make_row
 from llamaduo.errors import AdapterRejected
@@ -158,6 +160,14 @@ async def test_the_base_answers_and_samples_follow_their_seeds(vllm: Running) ->
     assert len(set(first.answers)) == 3
     assert first.finish_reasons == ["length"] * 3
     assert first.completion_tokens == 36
+
+
+async def test_it_has_the_figures_that_the_dashboard_asks_for(vllm: Running) -> None:
+    await vllm.ask(None, "Count to three.")
+    figures = await vllm.engine.metrics()
+    asked = {name for panel in dashboard.ROWS["vLLM"] for name in re.findall(r"vllm:\w+", panel.expr)}
+    assert len(asked) == 7
+    assert {name for name in asked if f"{name}{{" not in figures} == set()
 
 
 async def test_a_prompt_longer_than_the_window_is_an_empty_answer(vllm: Running) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamaduo.events import AdapterPromoted, AdapterRolledBack, MigrationRequested
-from services.inference.aliases import Aliases
+from llamaduo.migrations.aliases import Aliases
 from tests.simulated import requested, trained
 
 

@@ -16,6 +16,8 @@ MODULES = {
     "nats-py": "nats",
     "pydantic-ai-slim[openai]": "pydantic_ai",
     "pyyaml": "yaml",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
 }
 """Where the module is not called as the distribution."""
 THROUGH_ANOTHER = {"accelerate": "transformers", "bitsandbytes": "transformers"}

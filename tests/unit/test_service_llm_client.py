@@ -23,7 +23,7 @@ from llamaduo.service_llm import (
     rebought,
     work_spans,
 )
-from llamaduo.service_llm.ledger import LedgerEntry
+from llamaduo.service_llm.ledger import Ledger, LedgerEntry
 from tests.unit.service_llm_fakes import FREE, LLM, Buckets, FakeProvider, LossyKeyValue, VirtualClock, call, together
 
 
@@ -311,3 +311,33 @@ async def test_what_was_wrong_with_answers_is_counted_once_where_they_were_bough
     others = [call(name, schema=Marks, job="another") for name in names[:-1]]
     theirs = count_calls(await clock.run(client.ask_all(others, FREE)))
     assert theirs == CallCounts(from_ledger=10)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_call_asked_again_in_the_moment_in_which_it_is_given_up_is_asked_anew(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever turn of the event loop it is: waiting for what has just been given up would never let it go."""
+    clock = VirtualClock()
+    client = Buckets().client(FakeProvider(clock), clock)
+    entry, held = Ledger.entry, asyncio.Event()
+
+    async def slow_once(self: Ledger, key: str) -> LedgerEntry:
+        if not held.is_set():
+            held.set()
+            await asyncio.Event().wait()
+        return await entry(self, key)
+
+    monkeypatch.setattr(Ledger, "entry", slow_once)
+    first = asyncio.ensure_future(client.ask(call("t"), FREE))
+    await held.wait()
+    first.cancel()
+
+    async def ask_again() -> Answer:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await client.ask(call("t"), FREE)
+
+    assert (await clock.run(ask_again())).text == "re: t"
+    assert first.cancelled()

@@ -26,8 +26,8 @@ from llamaduo.events import (
     ResponsesGenerated,
     ResponsesRequested,
 )
+from llamaduo.migrations.aliases import Aliases
 from llamaduo.migrations.fold import MigrationView, fold
-from services.inference.aliases import Aliases
 from services.inference.app import Inference
 from services.inference.engine import AdapterFiles, Generation, GenerationRequest, served_name
 from services.inference.settings import InferenceSettings
@@ -53,6 +53,9 @@ class Recorded:
 
     def healthy(self) -> bool:
         return self.up
+
+    async def metrics(self) -> str:
+        return ""
 
     def pin(self, names: frozenset[str]) -> None:
         self.pinned = names

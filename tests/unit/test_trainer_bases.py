@@ -11,7 +11,7 @@ import pytest
 from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes
 from llamaduo.bus.settling import Work
 from llamaduo.datasets import Message, dump_rows, make_row
-from llamaduo.errors import NotYet
+from llamaduo.errors import PermanentError
 from llamaduo.event_parts import Candidate
 from llamaduo.events import AdapterTrained, AnyEvent, DatasetReady, EvalPassed, Event, TrainingRequested
 from llamaduo.migrations.fold import fold
@@ -73,6 +73,6 @@ async def test_one_whose_round_is_decided_is_not_trained_any_more(tmp_path: Path
     assert await trained(tmp_path, LARGER, TWO, data, LARGER, passed) == []
 
 
-async def test_one_whose_data_is_not_known_here_yet_comes_again(tmp_path: Path) -> None:
-    with pytest.raises(NotYet):
+async def test_one_whose_data_nobody_has_made_is_given_up_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="no data of round 0"):
         await trained(tmp_path, LARGER, TWO, LARGER)

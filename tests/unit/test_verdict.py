@@ -150,6 +150,11 @@ def test_cancel_refused_budget_dead_letter_and_silence_each_end_a_migration() ->
     asked = next(e for e in due(view, START) if isinstance(e, ResponsesRequested) and e.candidate.key == "round-0")
     late = generated(asked).model_copy(update={"at": START})
     assert _rule([*start, asked, late], after=timedelta(hours=2)) == "silent_evaluator"
+    # An evaluator of somebody else's, which the spec does not name, cannot say that this work is given up.
+    strangers = dead.model_copy(update={"consumer": "evaluator-stranger", "subject": late.type, "job": late.id})
+    assert _rule([*start, asked, late, strangers], after=timedelta(hours=2)) == "silent_evaluator"
+    named = dead.model_copy(update={"consumer": "evaluator-exact-match", "job": late.id})
+    assert _rule([*start, asked, late, named]) == "error"
 
 
 def test_a_dead_letter_of_an_advisory_evaluator_or_a_baseline_or_of_garbage_stops_nobody() -> None:

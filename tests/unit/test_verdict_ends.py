@@ -92,6 +92,30 @@ def test_a_gate_off_its_metrics_scale_is_a_named_stop() -> None:
     assert isinstance(ended, MigrationStopped) and ended.rule == "error" and "scale" in ended.reason
 
 
+def test_a_dead_letter_of_an_advisory_evaluator_ends_nothing_and_a_required_ones_does() -> None:
+    evaluators = ["exact-match", {"name": "llm-judge", "role": "advisory"}]
+    start: list[Any] = [requested(evaluators=evaluators), dataset(0), trained(0)]
+    asked = _asked(start, "round-0")[0]
+    log = [*start, asked, generated(asked)]
+    assert ends([*log, dead(log[-1], "evaluator-llm-judge")]) == []
+    (stopped,) = ends([*log, dead(log[-1], "evaluator-exact-match")])
+    assert isinstance(stopped, MigrationStopped) and stopped.rule == "error"
+
+
+def test_a_shard_that_nobody_asked_for_is_not_waited_for_after_a_pass() -> None:
+    log = up_to_the_pass(holdout=0)
+    asked = next(e for e in log if isinstance(e, ResponsesRequested) and e.candidate.key == "base")
+    passed = log[-1]
+    assert isinstance(passed, EvalPassed)
+    beyond = asked.model_copy(update={"shard": 70, "of": 90})
+    assert [e.type for e in ends([*log, promotion(passed), beyond])] == ["migration.completed"]
+
+
+def test_more_shards_than_can_be_asked_for_are_a_named_stop() -> None:
+    (stopped,) = ends([requested(), dataset(0, test=10**15)])
+    assert isinstance(stopped, MigrationStopped) and stopped.rule == "error" and "at most" in stopped.reason
+
+
 @pytest.mark.parametrize("share", [0.2, 0.95])
 def test_a_surplus_shard_that_dies_after_its_round_was_decided_stops_nobody(share: float) -> None:
     log = simulate(learner(share))

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from llamaduo.event_parts import Candidate, MetricRange, RowMark
-from llamaduo.events import AnyEvent, EvalFailed, EvalScored, MarksRequested, ReferencesRequested, ResponsesRequested
+from llamaduo.events import (
+    AnyEvent,
+    EvalFailed,
+    EvalScored,
+    MarksRequested,
+    MigrationStopped,
+    ReferencesRequested,
+    ResponsesRequested,
+    WorkFailed,
+)
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report_trust import trust_of
 from llamaduo.migrations.resolution import alpha_of_round, smallest_gap
@@ -121,6 +130,37 @@ def test_the_verdict_asks_for_one_shard_again_and_counts_what_that_took() -> Non
     (told,) = trust.resolution
     one_look = smallest_gap(told.spread, 200, alpha_of_round(0.95, 0) / 4)
     assert told.smallest_gap == pytest.approx(one_look, abs=1e-3)
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 5])
+def test_marks_asked_for_again_that_go_to_the_dead_letters_stop_nothing(dies_at: int) -> None:
+    """What the first marks said stands: a round that they left undecided stays so."""
+    view, draw = MigrationView("m-1"), coin(6, 0.74)
+    log: list[Any] = [requested(marking={"repeats": 3}, budgets={"rounds": 1}), dataset(0), trained(0)]
+    now = START
+    while log:
+        event: AnyEvent = log.pop(0)
+        if not view.add(event):
+            continue
+        if isinstance(event, ResponsesRequested | ReferencesRequested):
+            log.append(generated(event))
+            log.append(_scored(log[-1], draw, 0))
+        elif isinstance(event, MarksRequested) and event.shard >= dies_at:
+            log.append(
+                WorkFailed(
+                    migration="m-1", consumer="evaluator-exact-match", subject=event.type, job=event.id, error="e",
+                    attempts=5, dead_letter=f"d{event.shard}",
+                )
+            )  # fmt: skip
+        elif isinstance(event, MarksRequested):
+            log.append(_scored(view.generated(event.candidate.key, event.split)[event.shard], draw, event.repeat))
+        if not log:
+            now += timedelta(seconds=1)
+            log += due(view, now)
+    decided = view.decision(0)
+    assert view.of_type(WorkFailed) and isinstance(decided, EvalFailed)
+    assert decided.verdict == "undecided" and "marking again was given up" in decided.note
+    assert isinstance(view.ended, MigrationStopped) and view.ended.rule == "rounds"
 
 
 def test_an_evaluator_that_never_marks_again_is_a_named_stop() -> None:

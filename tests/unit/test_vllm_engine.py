@@ -231,6 +231,25 @@ async def test_without_a_server_requests_are_to_be_tried_again(tmp_path: Path, s
         await engine.generate([request(None)])
 
 
+async def test_a_server_that_takes_requests_and_never_answers_is_left_after_a_few_timeouts(
+    tmp_path: Path, server: VllmStandIn
+) -> None:
+    """It says that it is well, so it is not started again: the job is tried later, and given up in the end."""
+    server.timeout_s, server.hold = 0.2, asyncio.Event()
+    limits = EngineLimits(ready_wait_s=5)
+    engine = VllmEngine(server, BaseModel("base", None, None), AdapterStore(tmp_path / "store"), limits)
+    await engine.start()
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(RetryableError):
+                await engine.generate([request(None)])
+        assert len([one for one in server.asked if not one.get("logprobs")]) <= 3 and server.starts == 1
+        server.hold.set()
+        assert await said(engine, None) == "base says 1 to hi"
+    finally:
+        await engine.stop()
+
+
 async def test_a_stopped_engine_serves_the_same_adapters_after_the_next_start(
     engine: VllmEngine, tmp_path: Path, server: VllmStandIn
 ) -> None:

@@ -34,6 +34,7 @@ class VllmStandIn:
         self.root: str | None = None
         self.api_key: str | None = None
         self.says: str | None = None
+        self.timeout_s = 10.0
         self._broken = False
         self._runner: web.AppRunner | None = None
         self._ended = asyncio.Event()
@@ -59,7 +60,7 @@ class VllmStandIn:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return VllmClient(self.url, socket=None, timeout_s=10)
+        return VllmClient(self.url, socket=None, timeout_s=self.timeout_s)
 
     async def ended(self, client: VllmClient) -> str:
         await self._ended.wait()

@@ -5,36 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from faststream import AckPolicy
 from faststream.nats import NatsBroker
-from faststream.security import SASLPlaintext
+from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy as ConsumerAck
-from nats.js.api import ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError, NotFoundError
+from nats.js.api import PubAck
+from nats.js.errors import NotFoundError
 
+from llamaduo import tls
 from llamaduo.artifacts import ArtifactStore, JetStreamArtifacts, ObjectStoreArtifacts
 from llamaduo.bus import topology
+from llamaduo.bus.denials import Denials
 from llamaduo.bus.kv import KeyValue, NatsKeyValue
 from llamaduo.bus.progress import Progress
+from llamaduo.bus.reading import Stored, StreamReader, WakeUps
+from llamaduo.bus.room import Room
 from llamaduo.bus.trace import traceparent
 from llamaduo.errors import BadEvent, PermanentError, RetryableError
-from llamaduo.events import AnyEvent, Event, encode_event, parse_event, subject_of
-from llamaduo.settings import BusSettings
+from llamaduo.events import AnyEvent, Event, encode_event, event_of, subject_for
+from llamaduo.settings import BusSettings, bus_login
 
 log = logging.getLogger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
-PUBLISH_TRIES = 20
+ANSWER_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ class Logged:
 
     event: AnyEvent
     seq: int
+
+
+@dataclass
+class Place:
+    """Where somebody who follows the log is; `Bus.log` keeps it up to date."""
+
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once everything that was there at first has been taken."""
+    following: int = 1
+    """The sequence number to go on from: all before it was taken."""
+
+
+@dataclass(frozen=True)
+class StreamSize:
+    """Messages and bytes of a stream, and the bytes at which it refuses more; 0 where it never does."""
+
+    messages: int
+    size: int
+    limit: int
 
 
 def headers_of(event: Event) -> dict[str, str]:
@@ -56,8 +78,14 @@ def headers_of(event: Event) -> dict[str, str]:
         "ce-time": event.at.isoformat(),
         "content-type": "application/json",
         "llamaduo-migration": event.migration,
-        "traceparent": traceparent(event.migration),
+        "traceparent": traceparent(event),
     }
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """Bytes of message headers on the wire, which count towards the server's limit as the body does."""
+    expected = len(f"Nats-Expected-Stream: {topology.DEAD_LETTERS}\r\n")  # which the client adds
+    return 12 + expected + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
 
 
 def inbox_prefix_of(name: str) -> str:
@@ -76,62 +104,52 @@ def _bus_is_there() -> Iterator[None]:
         raise RetryableError(f"the bus does not answer: {type(error).__name__}", delay=5) from error
 
 
-@dataclass
-class _Reader:
-    """A consumer that acks nothing, and how much of what it was sent has arrived here.
-
-    What the server wrote to a connection that was breaking is gone, and the server does not send it again. But it
-    numbers what it sends to a consumer, without gaps whatever the filter, so a loss is seen.
-    """
-
-    sub: JetStreamContext.PullSubscription
-    taken: int = 0
-
-    def takes(self, message: Msg) -> bool:
-        """Whether this is the next message; False where one before it was lost."""
-        self.taken += 1
-        return bool(message.metadata.sequence.consumer == self.taken)
-
-    async def pending(self) -> int | None:
-        """How many messages are still to be sent. None where the consumer is gone, or what it sent got lost."""
-        try:
-            info = await self.sub.consumer_info()
-        except (TimeoutError, NatsError):
-            return None
-        sent = info.delivered.consumer_seq if info.delivered is not None else 0
-        return info.num_pending if sent == self.taken else None
-
-
-async def _drop(reader: _Reader | None) -> None:
-    """Give up a reader; the server forgets its consumer after a while."""
-    if reader is not None:
-        with contextlib.suppress(Exception):
-            await reader.sub.unsubscribe()
-
-
 class Bus:
     """A connected client; made by `Bus.connect`."""
 
-    def __init__(self, broker: NatsBroker, client: Client, settings: BusSettings, name: str) -> None:
+    def __init__(
+        self,
+        broker: NatsBroker,
+        client: Client,
+        settings: BusSettings,
+        name: str,
+        denials: Denials,
+        *,
+        patient: bool = False,
+    ) -> None:
         self.broker, self.client, self.settings, self.name = broker, client, settings, name
+        self.denials = denials
         self.js: JetStreamContext = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+        self.room = Room(self._answers, patient=patient)
+        self._reconnects, self._steady_since = 0, 0.0
         self.inbox_prefix = inbox_prefix_of(name)
         self._buckets: dict[str, KeyValue] = {}
         self._artifacts: ArtifactStore | None = None
 
     @classmethod
     async def connect(
-        cls, settings: BusSettings, name: str, *, middlewares: Sequence[Any] = (), wait: bool = True
+        cls,
+        settings: BusSettings,
+        name: str,
+        *,
+        middlewares: Sequence[Any] = (),
+        wait: bool = True,
+        patient: bool = False,
     ) -> Bus:
-        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through."""
-        options: dict[str, Any] = {}
-        if settings.nats_user and settings.nats_password:
-            options["security"] = SASLPlaintext(
-                username=settings.nats_user, password=settings.nats_password.get_secret_value()
-            )
+        """Connect; with `wait` for as long as it takes, else one short try. OSError-like errors pass through.
+
+        `patient`: what is written waits while the bus is full, instead of raising BusFull.
+        """
+        login, context = bus_login(settings), tls.for_bus(settings)
+        # With the handshake first: else a bus that says it has no TLS would be sent the password in the clear.
+        secure: dict[str, Any] = {"ssl_context": context, "tls_handshake_first": context is not None}
+        security = NatsUserPassword(*login, **secure) if login is not None else NatsSecurity(**secure)
+
+        denials = Denials(settings.nats_user or name)
 
         async def on_error(error: Exception) -> None:
-            log.warning("bus: %s", error or type(error).__name__)
+            if not denials.hear(error):
+                log.warning("bus: %s", error or type(error).__name__)
 
         broker = NatsBroker(
             [url.strip() for url in settings.nats_url.split(",")],
@@ -147,10 +165,18 @@ class Bus:
             inbox_prefix=inbox_prefix_of(name),
             error_cb=on_error,
             logger=None,
-            **options,
+            security=security,
         )
+        await tls.greet(settings.nats_url, context, wait=wait)
         await broker.connect()
-        return cls(broker, broker.connection, settings, name)
+        client = broker.connection
+        asking = client.request
+
+        async def request(subject: str, *given: Any, **named: Any) -> Msg:
+            return await denials.watch(subject, asking(subject, *given, **named))
+
+        client.request = request  # type: ignore[method-assign]
+        return cls(broker, client, settings, name, denials, patient=patient)
 
     @property
     def lost(self) -> str | None:
@@ -172,32 +198,60 @@ class Bus:
     async def publish(self, event: Event) -> bool:
         """Publish once: retried under the same id until the log has it. False if it was there before.
 
-        RetryableError when the bus stays away, PermanentError where the event is too large for it.
+        RetryableError when the bus stays away, BusFull when it is full and this client is not patient, PermanentError
+        where the event is too large for it, Denied where this user may not.
         """
-        subject, body, headers = subject_of(type(event)), encode_event(event), headers_of(event)
-        return await self._publish(subject, body, topology.EVENTS, headers)
+        subject, body, headers = subject_for(event), encode_event(event), headers_of(event)
+        ack = await self._publish(subject, body, topology.EVENTS, headers)
+        if ack.duplicate and not await self._is_in_the_log(event, ack.seq):
+            log.error("%s: somebody published something else under the id %s", subject, event.id)
+            headers["Nats-Msg-Id"] = f"{event.id}:{uuid4().hex}"
+            ack = await self._publish(subject, body, topology.EVENTS, headers)
+        return not ack.duplicate
 
-    async def publish_dead_letter(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
-        """Store a dead letter under the id in its headers."""
-        return await self._publish(topology.DEAD_LETTER_PREFIX + subject, body, topology.DEAD_LETTERS, headers)
+    async def _is_in_the_log(self, event: Event, seq: int) -> bool:
+        """Whether what the server takes for a repeat is one: it compares ids alone, and anybody can send any."""
+        stored = await self.stored(seq)
+        try:
+            return stored is None or event_of(stored.subject, stored.body).id == event.id
+        except BadEvent:
+            return False
+
+    async def stored(self, seq: int) -> Stored | None:
+        """What the log has at this place. RetryableError when the bus stays away."""
+        with _bus_is_there():
+            found, _ = await self._reader(topology.EVENTS).batch(seq, most=1)
+        return found[0] if found and found[0].seq == seq else None
+
+    async def publish_dead_letter(self, consumer: str, subject: str, body: bytes, headers: dict[str, str]) -> bool:
+        """Store a dead letter of this consumer under the id in its headers."""
+        where = f"{topology.DEAD_LETTER_PREFIX}{consumer}.{subject}"
+        return not (await self._publish(where, body, topology.DEAD_LETTERS, headers)).duplicate
 
     async def republish(self, subject: str, body: bytes, headers: dict[str, str]) -> bool:
         """Put a dead letter's body back on its own subject."""
-        return await self._publish(subject, body, topology.EVENTS, headers)
+        return not (await self._publish(subject, body, topology.EVENTS, headers)).duplicate
 
-    async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> bool:
-        for attempt in range(PUBLISH_TRIES):
-            try:
-                ack = await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
-                return not ack.duplicate
-            except MaxPayloadError as error:
-                raise PermanentError(f"{subject}: {len(body)} bytes are more than the bus takes at once") from error
-            except (OSError, NatsError) as error:  # a TimeoutError is an OSError
-                if isinstance(error, APIError) and error.err_code in (10077, 10060, 10122):
-                    raise RetryableError(f"{stream} refuses {subject}: {error.description}", delay=30) from error
-                log.warning("publishing %s failed (%s), trying again", subject, type(error).__name__)
-                await asyncio.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1))  # noqa: S311
-        raise RetryableError(f"the bus did not take {subject} in {PUBLISH_TRIES} tries", delay=10)
+    async def _publish(self, subject: str, body: bytes, stream: str, headers: dict[str, str]) -> PubAck:
+        size = len(body) + header_bytes(headers)
+        if size > self.client.max_payload:  # the server breaks the connection of a client that tries
+            raise PermanentError(f"{subject}: {size} bytes are more than the bus takes at once")
+
+        async def send() -> PubAck:
+            return await self.js.publish(subject, body, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=headers)
+
+        return await self.room.stored(stream, subject, send)
+
+    async def _answers(self) -> bool:
+        """Whether the server answers, and so it did while a write of just now was waited for."""
+        if self.client.stats["reconnects"] != self._reconnects:
+            self._reconnects, self._steady_since = self.client.stats["reconnects"], time.monotonic()
+        if time.monotonic() - self._steady_since < PUBLISH_TIMEOUT_S + 1:
+            return False
+        with contextlib.suppress(TimeoutError, NatsError):
+            await self.js.stream_info(topology.EVENTS)
+            return True
+        return False
 
     async def bucket(self, name: topology.Bucket) -> KeyValue:
         """One of the key-value buckets of the topology.
@@ -206,7 +260,7 @@ class Bus:
         """
         if name not in self._buckets:
             with _bus_is_there():
-                self._buckets[name] = NatsKeyValue(await self.js.key_value(name))
+                self._buckets[name] = NatsKeyValue(await self.js.key_value(name), name, self.room)
         return self._buckets[name]
 
     async def artifacts(self) -> ArtifactStore:
@@ -216,79 +270,85 @@ class Bus:
                 self._artifacts = ObjectStoreArtifacts(self.settings.artifacts_url)
             else:
                 with _bus_is_there():
-                    bucket = await self.js.object_store(topology.ARTIFACTS)
-                self._artifacts = JetStreamArtifacts(self.js, bucket, topology.ARTIFACTS)
+                    await self.js.stream_info(f"OBJ_{topology.ARTIFACTS}")
+                self._artifacts = JetStreamArtifacts(
+                    self.client, topology.ARTIFACTS, self._reader(f"OBJ_{topology.ARTIFACTS}"), self.room.stored
+                )
         return self._artifacts
+
+    def _reader(self, stream: str) -> StreamReader:
+        return StreamReader(self.client, stream, self.denials)
+
+    async def stream_size(self, stream: str) -> StreamSize:
+        """How full a stream is. RetryableError when the bus stays away, or is not set up."""
+        try:
+            with _bus_is_there():
+                info = await self.js.stream_info(stream)
+        except NotFoundError as error:
+            raise RetryableError("this bus is not set up: run `llamaduo bootstrap`", delay=10) from error
+        return StreamSize(info.state.messages, info.state.bytes, max(0, info.config.max_bytes or 0))
 
     async def last_seq(self) -> int:
         """Sequence number of the newest event in the log. RetryableError when the bus stays away."""
-        for _ in range(PUBLISH_TRIES):
+        for _ in range(ANSWER_TRIES):
             with contextlib.suppress(TimeoutError, NatsError):
                 return (await self.js.stream_info(topology.EVENTS)).state.last_seq
             await asyncio.sleep(0.3)
         raise RetryableError("the bus does not answer", delay=10)
 
     async def log(
-        self, subjects: Sequence[str] | None = None, *, follow: bool, drained: asyncio.Event | None = None
+        self, subjects: Sequence[str] | None = None, *, follow: bool, place: Place | None = None
     ) -> AsyncIterator[Logged]:
         """Replay the log from its start; with `follow` for ever, else up to its present end.
 
         Survives server restarts: it keeps its own place and asks again from there. Foreign messages are skipped.
-        `drained` is set once everything that was there has been taken.
+        `place` is kept up to date meanwhile. RetryableError where the log is not there, unless it is followed.
         """
+        place = place or Place()
         end = None if follow else await self.last_seq()
-        following = 1
-        reader: _Reader | None = None
-        try:
-            while end is None or following <= end:
+        reader, fruitless = self._reader(topology.EVENTS), 0
+        async with self._wake_ups(subjects) if follow else contextlib.nullcontext(WakeUps()) as woken:
+            while end is None or place.following <= end:
                 try:
-                    if reader is None:
-                        reader, waiting = await self._reader(subjects, following)
-                        if waiting == 0 and drained is not None:
-                            drained.set()
-                    messages = await reader.sub.fetch(256, timeout=1 if end is not None else 5)
-                except TimeoutError:
-                    pending = await reader.pending() if reader is not None else None
-                    if pending == 0 and end is not None:
-                        return
-                    if pending is None:
-                        await _drop(reader)
-                        reader = None
-                    continue
-                except NatsError:
-                    await _drop(reader)
-                    reader = None
+                    messages, following = await reader.read(place.following, subjects or None)
+                    fruitless = 0
+                except (TimeoutError, NatsError) as error:
+                    fruitless = fruitless + 1 if isinstance(error, NotFoundError) else 0
+                    if end is not None and fruitless >= ANSWER_TRIES:
+                        raise RetryableError("the log cannot be read: run `llamaduo bootstrap`", delay=10) from error
                     await asyncio.sleep(0.3)
                     continue
+                if following == place.following:
+                    place.drained.set()
+                    if end is not None:
+                        return
+                    await woken.wait()
+                    continue
                 for message in messages:
-                    if not reader.takes(message):
-                        await _drop(reader)
-                        reader = None
-                        break
-                    seq = message.metadata.sequence.stream
-                    following = seq + 1
                     try:
-                        yield Logged(parse_event(message.data), seq)
+                        yield Logged(event_of(message.subject, message.body), message.seq)
                     except BadEvent:
-                        log.debug("skipping message %d of the log: no event of this contract", seq)
-                    if drained is not None and message.metadata.num_pending == 0:
-                        drained.set()
-        finally:
-            await _drop(reader)
+                        log.debug("skipping message %d of the log: no event of this contract", message.seq)
+                place.following = following
 
-    async def _reader(self, subjects: Sequence[str] | None, start: int) -> tuple[_Reader, int]:
-        """A reader of the log from `start` on, and how many messages there are for it now."""
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=start,
-            ack_policy=ConsumerAck.NONE,
-            filter_subjects=sorted(subjects) if subjects else None,
-            inactive_threshold=60,
-            mem_storage=True,
-        )
-        info = await self.js.add_consumer(topology.EVENTS, config)
-        sub = await self.js.pull_subscribe_bind(consumer=info.name, stream=topology.EVENTS)
-        return _Reader(sub), info.num_pending or 0
+    @contextlib.asynccontextmanager
+    async def _wake_ups(self, subjects: Sequence[str] | None) -> AsyncIterator[WakeUps]:
+        """Told of whatever is published on these subjects, all of the log by default."""
+        woken = WakeUps(topology.TIMINGS[self.settings.profile].fetch)
+
+        async def take(_: Msg) -> None:
+            woken.wake()
+
+        heard = []
+        try:
+            for subject in subjects or topology.log_subjects():
+                with contextlib.suppress(NatsError):  # without it the reader looks by the clock
+                    heard.append(await self.client.subscribe(subject, cb=take))
+            yield woken
+        finally:
+            for sub in heard:
+                with contextlib.suppress(Exception):
+                    await sub.unsubscribe()
 
     async def progress(self, payload: Progress) -> None:
         """Tell who listens how far work is; lost if nobody does."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from nats.errors import Error as NatsError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
 from nats.js.kv import KeyValue as NatsBucket
+
+from llamaduo.bus.room import Room
+from llamaduo.errors import BusFull
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,11 @@ class KeyValue(Protocol):
         ...
 
     async def create(self, key: str, value: bytes) -> int:
-        """Write a key that does not exist; its revision. KeyConflict if it does."""
+        """Write a key that does not exist; its revision. KeyConflict if it does, BusFull if there is no room."""
         ...
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Overwrite the value of `revision`; the new revision. KeyConflict if it has moved on."""
+        """Overwrite the value of `revision`; the new revision. KeyConflict if it has moved on, BusFull as above."""
         ...
 
     async def keys(self, prefix: str) -> list[str]:
@@ -44,8 +50,8 @@ class KeyValue(Protocol):
 class NatsKeyValue:
     """A JetStream key-value bucket."""
 
-    def __init__(self, bucket: NatsBucket) -> None:
-        self._bucket = bucket
+    def __init__(self, bucket: NatsBucket, name: str, room: Room) -> None:
+        self._bucket, self._name, self._room = bucket, name, room
 
     async def get(self, key: str) -> Entry | None:
         try:
@@ -57,16 +63,25 @@ class NatsKeyValue:
         return Entry(entry.value, entry.revision)
 
     async def create(self, key: str, value: bytes) -> int:
-        try:
+        async with self._told(key):
             return await self._bucket.create(key, value)
-        except KeyWrongLastSequenceError as error:
-            raise KeyConflict(key) from error
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        try:
+        async with self._told(key):
             return await self._bucket.update(key, value, last=revision)
+
+    @contextlib.asynccontextmanager
+    async def _told(self, key: str) -> AsyncIterator[None]:
+        """Turns the client's errors of a write into ours, where they mean something to us."""
+        try:
+            yield
         except KeyWrongLastSequenceError as error:
             raise KeyConflict(key) from error
+        except (NatsError, TimeoutError) as error:
+            if (full := await self._room.why_not(self._name, error)) is not None:
+                raise BusFull(full) from error
+            raise
+        self._room.took(self._name)
 
     async def keys(self, prefix: str) -> list[str]:
         try:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from llamaduo.bus.connection import Bus
+from llamaduo.bus import topology
+from llamaduo.bus.connection import Bus, Place
 from llamaduo.errors import NotYet
 from llamaduo.events import (
     AnyEvent,
@@ -14,7 +15,7 @@ from llamaduo.events import (
     MigrationCancelled,
     MigrationCompleted,
     MigrationStopped,
-    subject_of,
+    TrafficCaptured,
 )
 from llamaduo.migrations.fold import MigrationView
 
@@ -27,12 +28,13 @@ class Mirror:
 
     def __init__(self, bus: Bus, types: Sequence[type[Event]]) -> None:
         self._bus = bus
-        self._subjects = sorted({subject_of(model) for model in types})
+        self._subjects = None if set(types) >= set(topology.ALL) else topology.subjects_for(types)
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[AnyEvent], None]] = []
         self._views: dict[str, MigrationView] = {}
         self._ended: set[str] = set()
+        self._place = Place()
         self.seq = 0
         self.ready = False
 
@@ -42,26 +44,29 @@ class Mirror:
 
     async def start(self) -> None:
         """Begin to replay; returns when what was in the log has been folded."""
-        drained = asyncio.Event()
-        self._task = asyncio.create_task(self._run(drained), name="mirror")
-        waiting = asyncio.create_task(drained.wait())
+        self._task = asyncio.create_task(self._run(), name="mirror")
+        waiting = asyncio.create_task(self._place.drained.wait())
         done, _ = await asyncio.wait({self._task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if self._task in done:
             waiting.cancel()
             self._task.result()
         self.ready = True
 
-    async def _run(self, drained: asyncio.Event) -> None:
-        async for logged in self._bus.log(self._subjects, follow=True, drained=drained):
+    async def _run(self) -> None:
+        async for logged in self._bus.log(self._subjects, follow=True, place=self._place):
             self._fold(logged.event)
             for listener in self._listeners:
-                listener(logged.event)
+                try:
+                    listener(logged.event)
+                except Exception:
+                    # It is in the log for ever: a service that ended here would end at every start.
+                    log.exception("message %d of the log (%s) is left out", logged.seq, logged.event.type)
             async with self._changed:
                 self.seq = logged.seq
                 self._changed.notify_all()
 
     def _fold(self, event: AnyEvent) -> None:
-        if event.migration in self._ended:
+        if event.migration in self._ended or isinstance(event, TrafficCaptured):
             return
         view = self._views.setdefault(event.migration, MigrationView(event.migration))
         view.add(event)
@@ -94,6 +99,10 @@ class Mirror:
     def open(self) -> list[MigrationView]:
         """All migrations that have not ended."""
         return [view for view in self._views.values() if view.ended is None]
+
+    def has_read(self, seq: int) -> bool:
+        """Whether everything up to this sequence number, of the kinds read here, was folded."""
+        return self._place.following > seq
 
     async def up_to(self, seq: int, timeout: float = 10) -> None:
         """Wait until the message of this sequence number was folded. NotYet if that takes too long."""

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from faststream.nats import JStream, PullSub
@@ -18,16 +18,27 @@ from faststream.nats.subscriber.usecases import PullStreamSubscriber
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NotFoundError
 
+from llamaduo import tls
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
-from llamaduo.errors import RetryableError, describe
+from llamaduo.errors import LlamaDuoError, RetryableError, UserInputError, describe
 from llamaduo.event_parts import CallCounts
-from llamaduo.events import AnyEvent, CancelRequested
+from llamaduo.events import AnyEvent, CancelRequested, PauseRequested
 from llamaduo.health_api import health_app
-from llamaduo.settings import ServiceSettings
-from llamaduo.telemetry import CONSUMER_LAG, set_up_logging
+from llamaduo.settings import ServiceSettings, bus_login
+from llamaduo.telemetry import (
+    BUS_CONNECTED,
+    CONSUMER_LAG,
+    CONSUMER_UNSETTLED,
+    begin_counting,
+    note_disk,
+    set_up_logging,
+)
+
+if TYPE_CHECKING:
+    from llamaduo.bus.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +59,8 @@ class Service:
         if unknown:
             raise ValueError(f"{name} has no durable {sorted(unknown)}")
         self._roles = {durable: (known[durable], handler) for durable, (handler, _) in roles.items()}
+        for durable in roles:
+            begin_counting(durable)
         self._copies = {durable: copies for durable, (_, copies) in roles.items()}
         self._opening: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
         self._listeners: list[Callable[[AnyEvent], None]] = []
@@ -55,6 +68,7 @@ class Service:
         self._ready_checks: list[Callable[[], str | None]] = []
         self._background: list[Callable[[Bus, Mirror], Awaitable[None]]] = []
         self._bought_by: Callable[[str], CallCounts] = lambda _job: CallCounts()
+        self._routes = web.RouteTableDef()
         self._stop = asyncio.Event()
         self._closing_connection = threading.Event()
         self._problems: list[str] = ["starting"]
@@ -79,6 +93,17 @@ class Service:
         """A further readiness check: None, or what is missing."""
         self._ready_checks.append(check)
 
+    def serves(self, path: str, page: Callable[[], Awaitable[str]]) -> None:
+        """A further page of text beside /metrics; a LlamaDuoError of it is answered with 503 and its words."""
+
+        async def get(_: web.Request) -> web.Response:
+            try:
+                return web.Response(text=await page())
+            except LlamaDuoError as error:
+                return web.Response(text=str(error), status=503)
+
+        self._routes.get(path)(get)
+
     def in_background(self, action: Callable[[Bus, Mirror], Awaitable[None]]) -> None:
         """Run this beside the handlers; its failure ends the service."""
         self._background.append(action)
@@ -88,7 +113,7 @@ class Service:
         self._stop.set()
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT; returns the process's work done in order."""
+        """Run until SIGTERM or SIGINT; returns the process's work done in order. Exit code 2: settings are wrong."""
         set_up_logging(self.name, self.settings.log_level)
         code = asyncio.run(self._main())
         logging.shutdown()
@@ -98,7 +123,12 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        runner = await self._serve_http()
+        try:
+            tls.for_bus(self.settings), bus_login(self.settings)
+            runner = await self._serve_http()
+        except UserInputError as error:
+            log.critical("%s", error)
+            return 2
         code = 0
         try:
             await self.serve()
@@ -116,7 +146,7 @@ class Service:
         def settling(msg: object, *, context: object) -> Settling:
             return Settling(msg, context=context, desk=holder[0])
 
-        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling]))
+        connecting = asyncio.create_task(Bus.connect(self.settings, self.name, middlewares=[settling], patient=True))
         leaving = asyncio.create_task(self._stop.wait())
         await asyncio.wait({connecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not connecting.done():
@@ -135,9 +165,10 @@ class Service:
             self.timing,
             dict(self._roles),
             self._bought_by,
+            self._tracing(),
         )
         holder.append(desk)
-        mirror.on_event(functools.partial(_withdraw, desk))
+        mirror.on_event(functools.partial(_stop_work, desk, mirror))
         for listener in self._listeners:
             mirror.on_event(listener)
         tasks: list[asyncio.Task[None]] = []
@@ -154,12 +185,15 @@ class Service:
             for task in tasks:
                 await ended(task)
             desk.stopping = True
+            bus.room.leave()
             await _stop_fetching(bus)
             await desk.hand_back()
             for close in self._closing:
                 with contextlib.suppress(Exception):
                     await close()
             await mirror.stop()
+            if desk.tracing is not None:
+                await asyncio.to_thread(desk.tracing.close)
             self._closing_connection.set()
             for subscriber in _pulling(bus):
                 subscriber.running, subscriber.subscription = False, None
@@ -176,6 +210,14 @@ class Service:
                 log.critical("%s: a supervisor has to start this service anew", bus.lost)
                 logging.shutdown()
                 os._exit(GONE)
+
+    def _tracing(self) -> Tracing | None:
+        if self.settings.otlp_endpoint is None:
+            return None
+        # Not loaded where nobody asks for it: it would weigh on every service.
+        from llamaduo.bus.tracing import Tracing
+
+        return Tracing(self.settings.otlp_endpoint, self.name, self.settings.replica)
 
     async def _hold_on(self, bus: Bus) -> None:
         """Ends, with RuntimeError, when no more is tried to reconnect."""
@@ -238,6 +280,7 @@ class Service:
             except (NatsError, APIError, TimeoutError) as error:
                 return [f"the bus does not answer: {type(error).__name__}"]
             CONSUMER_LAG.labels(durable.name).set(info.num_pending or 0)
+            CONSUMER_UNSETTLED.labels(durable.name).set(info.num_ack_pending or 0)
             wanted = topology.consumer_config(durable, self.timing)
             if sorted(info.config.filter_subjects or [info.config.filter_subject or ""]) != sorted(
                 wanted.filter_subjects or []
@@ -246,32 +289,42 @@ class Service:
             elif info.config.max_deliver not in (-1, None) or info.config.ack_wait != wanted.ack_wait:
                 problems.append(f"durable {durable.name} has other settings: run `llamaduo bootstrap`")
         try:
+            if not (await bus.js.stream_info(topology.EVENTS)).config.allow_direct:
+                problems.append("the log is that of an older release: run `llamaduo bootstrap`")
             await bus.bucket("work")
         except NotFoundError:
             problems.append("bucket work does not exist: run `llamaduo bootstrap`")
-        except RetryableError as error:
-            return [str(error)]
+        except (RetryableError, NatsError, TimeoutError) as error:
+            return [f"the bus does not answer: {describe(error)}"]
         return problems
 
     async def _watch(self, bus: Bus, mirror: Mirror) -> None:
         """Keep readiness true, and leave when a durable is gone: the pull loop would spin without a sound."""
         gone = 0
         while True:
+            BUS_CONNECTED.set(int(bus.client.is_connected))
+            note_disk(self.settings.state_dir)
             problems = await self._missing(bus) if bus.client.is_connected else ["not connected to the bus"]
             gone = gone + 1 if any("does not exist" in p for p in problems) else 0
             if gone >= 3:
                 raise RuntimeError("; ".join(problems))
+            if bus.room.full is not None:
+                problems.append(bus.room.full)
             if mirror.failed:
                 raise RuntimeError("the reader of the log died")
             problems += [p for check in self._ready_checks if (p := check()) is not None]
+            problems += [bus.denials.recent] if bus.denials.recent else []
             self._problems = problems
             await asyncio.sleep(self.timing.tick)
 
     async def _serve_http(self) -> web.AppRunner:
         app = health_app(self.name, self.settings.replica, lambda: self._problems)
+        app.add_routes(self._routes)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, self.settings.http_host, self.settings.http_port)
+        site = web.TCPSite(
+            runner, self.settings.http_host, self.settings.http_port, ssl_context=tls.for_http(self.settings)
+        )
         await site.start()
         if self.settings.port_file is not None:
             port = runner.addresses[0][1]
@@ -318,6 +371,8 @@ async def _undecoded(msg: object) -> object:
     return msg
 
 
-def _withdraw(desk: Desk, event: AnyEvent) -> None:
+def _stop_work(desk: Desk, mirror: Mirror, event: AnyEvent) -> None:
     if isinstance(event, (CancelRequested, *topology.ENDS)):
         desk.withdraw(event.migration)
+    elif isinstance(event, PauseRequested) and (view := mirror.get(event.migration)) is not None and view.paused:
+        desk.put_down(event.migration)

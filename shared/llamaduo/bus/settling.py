@@ -26,10 +26,12 @@ from llamaduo.bus.keeping import HandedBack, beat, commit
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.progress import Progress
 from llamaduo.bus.topology import Durable, ServiceContract, Timing
-from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused
+from llamaduo.bus.trace import job_on
+from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused, record_of
 from llamaduo.errors import (
     BadEvent,
     BudgetExhausted,
+    BusFull,
     LeaseLost,
     NotYet,
     PermanentError,
@@ -45,13 +47,16 @@ from llamaduo.events import (
     RollbackRequested,
     WorkWithdrawn,
     encode_event,
+    event_of,
     parse_event,
 )
 from llamaduo.migrations.fold import MigrationView
-from llamaduo.telemetry import JOB_SECONDS, JOBS, WORK_IN_HAND
+from llamaduo.telemetry import DEAD_LETTERS, JOB_SECONDS, JOBS, WORK_IN_HAND, log_lines_about
 
 if TYPE_CHECKING:
     from faststream.message import StreamMessage
+
+    from llamaduo.bus.tracing import Tracing
 
 log = logging.getLogger(__name__)
 ACK_TIMEOUT_S = 5.0
@@ -75,13 +80,18 @@ class Work:
     seq: int
 
     async def view(self, migration: str) -> MigrationView:
-        """The migration's view, from the log itself where it has ended. NotYet where it is not known here."""
+        """The migration's view, from the log itself where it has ended.
+
+        NotYet where it is not known here, PermanentError where the log has no such migration.
+        """
         view = self.mirror.get(migration)
         if view is None and self.mirror.has_ended(migration):
             view = MigrationView(migration)
             async for logged in self.bus.log(follow=False):
                 view.add(logged.event)
         if view is None or view.spec is None:
+            if self.mirror.has_read(self.seq):  # whoever asks for work has seen the submission: it would stand before
+                raise PermanentError(f"nobody has submitted a migration {migration}")
             raise NotYet(f"the spec of {migration} has not been replayed here yet", delay=0.5)
         return view
 
@@ -117,6 +127,7 @@ class Desk:
     roles: dict[str, tuple[Durable, Handler]]
     bought_by: Callable[[str], CallCounts] = lambda _job: CallCounts()
     """What a job has bought of the service LLM since it was taken up here; asked once, when it is over."""
+    tracing: Tracing | None = None
     running: dict[asyncio.Task[Any], str | None] = field(default_factory=dict)
     """Work in hand, with the migration whose end or cancelling stops it; None where nothing does."""
     withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -127,6 +138,12 @@ class Desk:
         for task, of in list(self.running.items()):
             if of == migration and not task.done():
                 self.withdrawn.add(task)
+                task.cancel()
+
+    def put_down(self, migration: str) -> None:
+        """Hand back what is in hand for a migration that was paused: it comes again, and waits."""
+        for task, of in list(self.running.items()):
+            if of == migration and not task.done():
                 task.cancel()
 
     async def hand_back(self) -> None:
@@ -166,6 +183,8 @@ class Settling(BaseMiddleware):
             await message.settle(lambda: call_next(msg))
         except asyncio.CancelledError:
             raise
+        except BusFull as error:
+            await message.wait_for_room(error)
         except Exception:
             # Silence means "again after ack_wait": the safe answer to a mistake of our own.
             log.exception("settling a message of %s failed", durable.name)
@@ -182,25 +201,40 @@ class Message:
 
     async def settle(self, run: Callable[[], Awaitable[list[Event]]]) -> None:
         """From bytes to ack, nack or dead letter."""
-        desk = self.desk
         try:
-            event = parse_event(self.raw.data)
+            event = event_of(self.raw.subject, self.raw.data)
         except BadEvent as error:
+            log.warning("%s: a message on %s: %s", self.durable.name, self.raw.subject, describe(error))
             await self._dead_letter(None, str(error), 1)
             return
+        with log_lines_about(migration=event.migration, event=event.id), job_on(event, self.raw.headers):
+            await self._settle_event(event, run)
+
+    async def _settle_event(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
+        desk = self.desk
         if desk.stopping:
             await self._put_off(event, LEAVING_PAUSE_S)
             return
         if self._pointless(event):
-            await self._ack()
+            await self._leave_off(event)
             return
-        if (view := desk.mirror.get(event.migration)) is not None and view.paused and self.durable.leased:
+        if self._halted(event):
             await self._nack(min(5.0, desk.timing.retry_most))
             return
         if self.durable.leased:
             await self._leased(event, run)
         else:
             await self._unleased(event, run)
+
+    async def wait_for_room(self, error: BusFull) -> None:
+        """Have it sent again after a pause that grows: nothing could be written down, and no try is counted."""
+        log.warning("%s waits: %s", self.durable.name, error)
+        await self._nack(self._delay(self.raw.metadata.num_delivered))
+
+    def _halted(self, event: AnyEvent) -> bool:
+        """Whether an operator has paused the migration, and this is work of it."""
+        view = self.desk.mirror.get(event.migration)
+        return self.durable.leased and not isinstance(event, AFTER_THE_END) and view is not None and view.paused
 
     def _pointless(self, event: AnyEvent) -> bool:
         """Whether the migration has ended, or is about to: that a cancel does end it is for the unleased to say."""
@@ -209,6 +243,26 @@ class Message:
         view = self.desk.mirror.get(event.migration)
         cancelled = self.durable.leased and view is not None and view.cancel is not None
         return cancelled or self.desk.mirror.has_ended(event.migration)
+
+    async def _leave_off(self, event: AnyEvent) -> None:
+        """Ack work that nobody waits for, once what came of it, or was bought for it, has been told."""
+        if self.durable.leased:
+            record = await record_of(await self.desk.bus.bucket("work"), self._key(event))
+            for body in record.results:
+                await self.desk.bus.publish(parse_event(body.encode()))
+            in_hand = record.state == "running" and record.until > time.time()  # by who will tell of more
+            if not record.results and record.bought.made and not in_hand:
+                await self.desk.bus.publish(self._withdrawn(event, record.bought))
+        await self._ack()
+
+    def _withdrawn(self, event: AnyEvent, calls: CallCounts) -> WorkWithdrawn:
+        return WorkWithdrawn(
+            migration=event.migration,
+            consumer=self.durable.name,
+            job=event.id,
+            calls=calls,
+            source=f"{self.desk.service}/{self.desk.replica}",
+        )
 
     async def _leased(self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]]) -> None:
         desk, timing = self.desk, self.desk.timing
@@ -236,12 +290,12 @@ class Message:
         try:
             results = await self._run(event, run, lease)
             encoded = [encode_event(result).decode() for result in results]
-            await commit(self.raw, lease, encoded, self.desk.timing, lambda: self.desk.stopping)
+            await commit(self.raw, lease, encoded, self.desk.timing, self.desk.bus.room, lambda: self.desk.stopping)
         except LeaseLost:
             log.warning("%s: another process owns %s now, leaving it", self.durable.name, event.id[:12])
             return
         except (HandedBack, asyncio.CancelledError) as error:
-            with contextlib.suppress(LeaseLost, NatsError, TimeoutError):
+            with contextlib.suppress(LeaseLost, NatsError, TimeoutError, BusFull):
                 await lease.release(counted=False)
             await self._nack(0)
             if isinstance(error, asyncio.CancelledError):
@@ -283,7 +337,7 @@ class Message:
                 log.warning("%s: %s: %s, trying again", self.durable.name, event.type, describe(error))
                 await self._nack(self._delay(tries))
             return
-        await self._ack()
+        await self.raw.ack()  # unconfirmed: one that is lost costs another look, and a confirmed one a round trip
 
     async def _run(
         self, event: AnyEvent, run: Callable[[], Awaitable[list[Event]]], lease: Lease | None
@@ -303,13 +357,15 @@ class Message:
         token = IN_HAND.set((self.handler, event, work))
         handling = asyncio.ensure_future(run())
         IN_HAND.reset(token)
-        beating = asyncio.create_task(beat(self.raw, lease, desk.timing))
+        beating = asyncio.create_task(beat(self.raw, lease, desk.timing, desk.bus.room))
         stoppable = self.durable.leased and not isinstance(event, AFTER_THE_END)
         desk.running[handling] = event.migration if stoppable else None
         if desk.stopping:  # it began to leave, or the migration ended, while the job was claimed
             handling.cancel()
         elif self._pointless(event):
             desk.withdraw(event.migration)
+        elif self._halted(event):
+            handling.cancel()
         began = time.monotonic()
         WORK_IN_HAND.labels(self.durable.name).inc()
         outcome, results = "error", list[Event]()
@@ -326,17 +382,17 @@ class Message:
                     raise HandedBack(event.id)
                 outcome = "withdrawn"
                 # Nobody waits for a result any more. What was bought for it is told of all the same.
-                calls, consumer = desk.bought_by(event.id), self.durable.name
-                if calls.made:
-                    results = [WorkWithdrawn(migration=event.migration, consumer=consumer, job=event.id, calls=calls)]
+                if lease is not None:
+                    lease.note_bought(desk.bought_by(event.id))
+                    results = [self._withdrawn(event, lease.bought)] if lease.bought.made else []
             else:
                 results = list(handling.result())
                 outcome = "done"
         except BudgetExhausted as error:
             outcome = "budget"
             refused = {"what": error.what, "limit": error.limit, "spent": error.spent}
-            bought = error.calls or CallCounts()
-            results = [BudgetRefused(migration=event.migration, job=event.id, calls=bought, **refused)]
+            paid = error.calls or CallCounts()
+            results = [BudgetRefused(migration=event.migration, job=event.id, calls=paid, **refused)]
         except asyncio.CancelledError:
             outcome = "handed_back"
             handling.cancel()
@@ -346,10 +402,18 @@ class Message:
             beating.cancel()
             desk.running.pop(handling, None)
             desk.withdrawn.discard(handling)
-            desk.bought_by(event.id)
+            bought = desk.bought_by(event.id)
+            if lease is not None:
+                lease.note_bought(bought)
             WORK_IN_HAND.labels(self.durable.name).dec()
             JOBS.labels(self.durable.name, outcome).inc()
-            JOB_SECONDS.labels(self.durable.name).observe(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            JOB_SECONDS.labels(self.durable.name).observe(seconds)
+            if desk.tracing is not None:
+                desk.tracing.job(
+                    event, work.role, attempt=work.attempt, outcome=outcome, seconds=seconds, results=results,
+                    view=desk.mirror.get(event.migration),
+                )  # fmt: skip
         source = f"{desk.service}/{desk.replica}"
         for result in results:
             if type(result) not in desk.contract.publishes:
@@ -379,7 +443,7 @@ class Message:
 
     def _delay(self, tries: int) -> float:
         timing = self.desk.timing
-        return float(min(timing.retry_most, timing.retry_first * 2 ** (tries - 1)))
+        return float(min(timing.retry_most, timing.retry_first * 2 ** min(tries - 1, 30)))
 
     async def _ack(self) -> None:
         try:
@@ -416,3 +480,4 @@ class Message:
             calls=calls,
         )
         await self.raw.term()
+        DEAD_LETTERS.labels(self.durable.name).inc()

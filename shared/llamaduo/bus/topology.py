@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nats.js import JetStreamContext
@@ -23,7 +24,7 @@ from nats.js.api import (
 )
 from nats.js.errors import BadRequestError, NotFoundError
 
-from llamaduo.built_in_evaluators import ALWAYS_RUN
+from llamaduo.built_in_evaluators import ALWAYS_RUN, METRICS, NOISY
 from llamaduo.events import (
     EVENT_TYPES,
     AdapterLoaded,
@@ -51,15 +52,17 @@ from llamaduo.events import (
     RollbackRequested,
     ServingMeasured,
     ServingRequested,
+    TrafficCaptured,
     TrainingRequested,
     WorkFailed,
     WorkWithdrawn,
-    subject_of,
+    subjects_of,
 )
 
 EVENTS = "EVENTS"
 DEAD_LETTERS = "DEAD_LETTERS"
 ARTIFACTS = "artifacts"
+EVALUATOR_PREFIX = "evaluator-"
 DEAD_LETTER_PREFIX = "dead."
 PROGRESS_PREFIX = "progress."
 DAY_S = 24 * 3600
@@ -103,7 +106,7 @@ class Durable:
     @property
     def subjects(self) -> list[str]:
         """The subjects it filters on."""
-        return [subject_of(model) for model in self.events]
+        return [subject for model in self.events for subject in subjects_of(model)]
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,17 @@ class ServiceContract:
     publishes: tuple[type[Event], ...]
     reads: tuple[type[Event], ...] = field(default=())
     """Broadcast: replayed at start, folded locally, no effects."""
+    artifacts: Literal["none", "read", "write"] = "read"
+    """What it may do in the bus's object store; who writes reads, too."""
+    asks_service_llm: bool = False
+    """Whether it shares the buckets of ledger, budget and permits."""
 
 
 COMMANDS: tuple[type[Event], ...] = (PauseRequested, ResumeRequested, CancelRequested)
 ENDS: tuple[type[Event], ...] = (MigrationCompleted, MigrationStopped, MigrationCancelled)
 DECISIONS: tuple[type[Event], ...] = (EvalFailed, EvalPassed)
-ALL: tuple[type[Event], ...] = tuple(EVENT_TYPES.values())
+ALL: tuple[type[Event], ...] = tuple(model for model in EVENT_TYPES.values() if model is not TrafficCaptured)
+"""All that a migration's state can come of."""
 BROADCAST: tuple[type[Event], ...] = (
     MigrationRequested,
     *DECISIONS,
@@ -130,7 +138,6 @@ BROADCAST: tuple[type[Event], ...] = (
     AdapterRolledBack,
 )
 EVALUATOR_EVENTS: tuple[type[Event], ...] = (ResponsesGenerated, MarksRequested)
-FAILURES: tuple[type[Event], ...] = (WorkFailed, BudgetRefused, WorkWithdrawn)
 
 SERVICES: dict[str, ServiceContract] = {
     "synthesizer": ServiceContract(
@@ -139,15 +146,18 @@ SERVICES: dict[str, ServiceContract] = {
             Durable("synthesizer", (MigrationRequested, EvalFailed)),
             Durable("synthesizer-references", (ReferencesRequested,)),
         ),
-        publishes=(DatasetReady, ResponsesGenerated, *FAILURES),
+        publishes=(DatasetReady, ResponsesGenerated, BudgetRefused, WorkFailed, WorkWithdrawn),
         reads=ALL,
+        artifacts="write",
+        asks_service_llm=True,
     ),
     "trainer": ServiceContract(
         "Fine-tunes a LoRA adapter on a round's data.",
         durables=(Durable("trainer", (DatasetReady, TrainingRequested), attempts=3),),
-        publishes=(AdapterTrained, *FAILURES),
+        publishes=(AdapterTrained, WorkFailed),
         # Adapters: a round may go on from the one before.
         reads=(*BROADCAST, DatasetReady, TrainingRequested, AdapterTrained),
+        artifacts="write",
     ),
     "inference": ServiceContract(
         "Runs vLLM: answers shards of prompts, measures how fast an adapter is served, serves what was promoted.",
@@ -162,9 +172,10 @@ SERVICES: dict[str, ServiceContract] = {
             AdapterPromoted,
             AdapterRolledBack,
             AdapterLoaded,
-            *FAILURES,
+            WorkFailed,
         ),
         reads=(*BROADCAST, AdapterTrained, PromoteRequested, RollbackRequested),
+        artifacts="write",
     ),
     "judge": ServiceContract(
         "Runs one evaluator: marks shards of answers.",
@@ -172,8 +183,9 @@ SERVICES: dict[str, ServiceContract] = {
             Durable("evaluator-exact-match", EVALUATOR_EVENTS),
             Durable("evaluator-llm-judge", EVALUATOR_EVENTS),
         ),
-        publishes=(EvalScored, *FAILURES),
+        publishes=(EvalScored, BudgetRefused, WorkFailed, WorkWithdrawn),
         reads=BROADCAST,
+        asks_service_llm=True,  # those evaluators that do
     ),
     "verdict": ServiceContract(
         "Asks for answers in waves, decides rounds, and alone ends a migration.",
@@ -187,39 +199,67 @@ SERVICES: dict[str, ServiceContract] = {
             EvalFailed,
             EvalPassed,
             *ENDS,
-            *FAILURES,
+            WorkFailed,
         ),
         reads=ALL,
+        artifacts="none",
+    ),
+    "gateway": ServiceContract(
+        "Answers applications by the service LLM or the local model, and captures traffic.",
+        durables=(),
+        publishes=(TrafficCaptured,),
+        reads=(AdapterPromoted, AdapterRolledBack, AdapterLoaded),
+        artifacts="write",
     ),
     "operator": ServiceContract(
         "The CLI, later the dashboard and the drift watch.",
         durables=(),
         publishes=(MigrationRequested, *COMMANDS, PromoteRequested, RollbackRequested),
-        reads=ALL,
+        reads=(*ALL, TrafficCaptured),
+        artifacts="write",
+        asks_service_llm=True,
     ),
 }
 
 
 def durable_for_evaluator(name: str) -> Durable:
     """The work consumer of an evaluator, ours or anybody's."""
-    return Durable(f"evaluator-{name}", EVALUATOR_EVENTS)
+    return Durable(EVALUATOR_PREFIX + name, EVALUATOR_EVENTS)
 
 
 def contract_of(service: str) -> ServiceContract:
-    """A service's contract; an evaluator of somebody else's (`evaluator-<name>`) has the judge's."""
+    """A service's contract; each evaluator (`evaluator-<name>`), ours or anybody's, has the judge's.
+
+    Of the evaluators that come with LlamaDuo it is known whether they ask a service LLM; of others it is not.
+    """
     if service in SERVICES:
         return SERVICES[service]
-    if service.startswith("evaluator-"):
-        judge = SERVICES["judge"]
-        return ServiceContract(judge.about, (Durable(service, EVALUATOR_EVENTS),), judge.publishes, judge.reads)
+    if service.startswith(EVALUATOR_PREFIX):
+        name = service.removeprefix(EVALUATOR_PREFIX)
+        return replace(
+            SERVICES["judge"],
+            durables=(durable_for_evaluator(name),),
+            asks_service_llm=name in NOISY or name not in METRICS,
+        )
     raise KeyError(service)
+
+
+def subjects_for(models: Sequence[type[Event]]) -> list[str]:
+    """Every subject that events of these classes are published on."""
+    return sorted({subject for model in models for subject in subjects_of(model)})
+
+
+def log_subjects() -> list[str]:
+    """Every subject of the log."""
+    return subjects_for(tuple(EVENT_TYPES.values()))
 
 
 def event_stream(max_bytes: int) -> StreamConfig:
     """The log: file storage, kept for ever, refusing rather than forgetting when full."""
     return StreamConfig(
         name=EVENTS,
-        subjects=sorted({subject_of(model) for model in ALL}),
+        subjects=log_subjects(),
+        allow_direct=True,
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
@@ -254,29 +294,61 @@ def consumer_config(durable: Durable, timing: Timing, deliver: DeliverPolicy = D
     )
 
 
-async def bootstrap(js: JetStreamContext, *, profile: str = "default", max_bytes: int = -1) -> None:
-    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile."""
+async def bootstrap(
+    js: JetStreamContext, *, profile: str = "default", max_bytes: int | None = None, replicas: int | None = None
+) -> None:
+    """Create or update every stream, durable and bucket. Safe to run again; ValueError on an unknown profile.
+
+    `max_bytes`: the log's limit, -1 for none; None leaves it as it is. `replicas`: on how many servers of a cluster
+    all of it is kept; None: 1 for what is new, else as it is.
+    """
     if profile not in TIMINGS:
         raise ValueError(f"unknown profile {profile!r}")
-    for stream in (event_stream(max_bytes), dead_letter_stream()):
-        await _ensure_stream(js, stream)
-    for bucket in BUCKETS:
-        try:
-            await js.key_value(bucket)
-        except NotFoundError:
-            await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE))
-    try:
-        await js.object_store(ARTIFACTS)
-    except NotFoundError:
-        await js.create_object_store(ARTIFACTS, ObjectStoreConfig(storage=StorageType.FILE))
+    await make_stores(js, max_bytes=max_bytes, replicas=replicas)
     for contract in SERVICES.values():
         for durable in contract.durables:
             await ensure_durable(js, durable, profile)
 
 
-async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+async def make_stores(js: JetStreamContext, *, max_bytes: int | None = None, replicas: int | None = None) -> None:
+    """Create or update what keeps things: streams, buckets and the artifact store."""
+    if max_bytes is None:
+        max_bytes = await _limit_of_log(js)
+    for stream in (event_stream(max_bytes), dead_letter_stream()):
+        await _ensure_stream(js, stream, replicas)
+    for bucket in BUCKETS:
+        try:
+            await js.key_value(bucket)
+        except NotFoundError:
+            await js.create_key_value(
+                KeyValueConfig(bucket=bucket, history=1, storage=StorageType.FILE, replicas=replicas or 1)
+            )
+        await _set_up(js, f"KV_{bucket}", replicas)
+    await make_artifact_store(js, replicas)
+
+
+async def make_artifact_store(js: JetStreamContext, replicas: int | None = None) -> None:
+    """Create the artifact store where it is missing."""
     try:
-        await js.stream_info(str(config.name))
+        await js.object_store(ARTIFACTS)
+    except NotFoundError:
+        kept = ObjectStoreConfig(storage=StorageType.FILE, replicas=replicas or 1)
+        await js.create_object_store(ARTIFACTS, kept)
+    await _set_up(js, f"OBJ_{ARTIFACTS}", replicas)
+
+
+async def _limit_of_log(js: JetStreamContext) -> int:
+    try:
+        return (await js.stream_info(EVENTS)).config.max_bytes or -1
+    except NotFoundError:
+        return -1
+
+
+async def _ensure_stream(js: JetStreamContext, config: StreamConfig, replicas: int | None) -> None:
+    config.num_replicas = replicas or 1
+    try:
+        present = await js.stream_info(str(config.name))
+        config.num_replicas = replicas or present.config.num_replicas
     except NotFoundError:
         try:
             await js.add_stream(config)
@@ -286,11 +358,33 @@ async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     await js.update_stream(config)
 
 
+async def _set_up(js: JetStreamContext, stream: str, replicas: int | None) -> None:
+    """A bucket's stream as it should be.
+
+    What is read is in the subject asked on, for permissions to see; no message can wipe a bucket (roll-up); it is
+    kept on so many servers.
+    """
+    config = (await js.stream_info(stream)).config
+    wanted = (True, False, replicas or config.num_replicas)
+    if (config.allow_direct, config.allow_rollup_hdrs, config.num_replicas) != wanted:
+        config.allow_direct, config.allow_rollup_hdrs, config.num_replicas = wanted
+        await js.update_stream(config)
+
+
 async def ensure_durable(
-    js: JetStreamContext, durable: Durable, profile: str, deliver: DeliverPolicy = DeliverPolicy.ALL
+    js: JetStreamContext,
+    durable: Durable,
+    profile: str,
+    deliver: DeliverPolicy = DeliverPolicy.ALL,
+    *,
+    start: int | None = None,
 ) -> ConsumerInfo:
-    """Create a durable, or bring its settings up to date; where it starts is never changed afterwards."""
+    """Create a durable, or bring its settings up to date; where it starts is never changed afterwards.
+
+    `start`: the sequence number to begin at, with the deliver policy that says so.
+    """
     config = consumer_config(durable, TIMINGS[profile], deliver)
+    config.opt_start_seq = start
     try:
         present = await js.consumer_info(EVENTS, durable.name)
     except NotFoundError:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llamaduo.bus.kv import KeyConflict, KeyValue
 from llamaduo.errors import LeaseLost
+from llamaduo.event_parts import CallCounts
 
 
 class Record(BaseModel):
@@ -31,6 +32,7 @@ class Record(BaseModel):
     starts: int = 0
     releases: int = 0
     results: list[str] = Field(default_factory=list, description="encoded events, in publishing order")
+    bought: CallCounts = Field(CallCounts(), description="calls of starts that came to no result, as far as is known")
 
     @property
     def failures(self) -> int:
@@ -92,6 +94,16 @@ class Lease:
     def attempt(self) -> int:
         """1 on the first start."""
         return self._record.failures
+
+    @property
+    def bought(self) -> CallCounts:
+        """What this job has bought without a result so far."""
+        return self._record.bought
+
+    def note_bought(self, calls: CallCounts) -> None:
+        """Written with whatever is written next. A later start finds the answers of earlier ones, and counts them."""
+        if calls.made > self.bought.made:
+            self._record = self._record.model_copy(update={"bought": calls})
 
     async def _write(self, **changes: object) -> None:
         async with self._writing:
@@ -158,10 +170,15 @@ async def claim(
     return Lease(bucket, key, Run(mine, revision), seconds)
 
 
+async def record_of(bucket: KeyValue, key: str) -> Record:
+    """A job's record, an empty one where it was never begun."""
+    entry = await bucket.get(key)
+    return Record.model_validate_json(entry.value) if entry else Record()
+
+
 async def is_done(bucket: KeyValue, key: str) -> bool:
     """Whether the results of a job have been committed."""
-    entry = await bucket.get(key)
-    return entry is not None and Record.model_validate_json(entry.value).state == "done"
+    return (await record_of(bucket, key)).state == "done"
 
 
 async def excuse(bucket: KeyValue, key: str) -> None:
@@ -177,5 +194,4 @@ async def excuse(bucket: KeyValue, key: str) -> None:
 
 async def excused(bucket: KeyValue, key: str) -> int:
     """How many deliveries of such a job were no failed tries."""
-    entry = await bucket.get(key)
-    return Record.model_validate_json(entry.value).releases if entry else 0
+    return (await record_of(bucket, key)).releases

@@ -59,10 +59,11 @@ def endpoint_session(timeout_s: float) -> aiohttp.ClientSession:
     import aiohttp
 
     from llamaduo.api_keys import key_to_show
+    from llamaduo.tls import http_session
 
     key = key_to_show(os.environ)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers)
+    return http_session(timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers)
 
 
 async def converse(

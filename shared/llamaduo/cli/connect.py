@@ -47,7 +47,11 @@ def run(work: Coroutine[None, None, T]) -> T:
 
 async def check_answers(url: str) -> None:
     """LlamaDuoError, with what to do, if no bus answers at any of these addresses."""
-    if not any([await answers(part.strip()) for part in url.split(",")]):
+    from llamaduo.settings import BusSettings, read_settings
+    from llamaduo.tls import for_bus
+
+    context = for_bus(read_settings(BusSettings, nats_url=url))
+    if not any([await answers(part.strip(), context=context) for part in url.split(",")]):
         raise LlamaDuoError(
             f"no bus answers at {url.rpartition('@')[2]}: start one with `llamaduo up`, or name it with "
             "--nats or LLAMADUO_NATS_URL (a system on another state folder: --state)"
@@ -73,10 +77,13 @@ async def the_bus() -> AsyncIterator[Bus]:
 
 async def all_views(bus: Bus) -> dict[str, MigrationView]:
     """Every migration in the log up to now, oldest first."""
+    from llamaduo.events import TrafficCaptured
     from llamaduo.migrations.fold import MigrationView
 
     views: dict[str, MigrationView] = {}
     async for logged in bus.log(None, follow=False):
+        if isinstance(logged.event, TrafficCaptured):
+            continue
         migration = logged.event.migration
         views.setdefault(migration, MigrationView(migration)).add(logged.event)
     return views

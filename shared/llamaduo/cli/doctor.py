@@ -324,4 +324,6 @@ def has_services() -> bool:
 
 def examine(machine: Machine) -> list[Finding]:
     """All findings, in order."""
-    return [check(machine) for check in (CHECKS if has_services() else CLIENT_CHECKS)]
+    from llamaduo.cli.log_room import log_room
+
+    return [check(machine) for check in (*(CHECKS if has_services() else CLIENT_CHECKS), log_room)]

@@ -68,7 +68,10 @@ def add(
     async def work() -> None:
         async with the_bus() as bus:
             await topology.add_evaluator(bus.js, name, profile=bus.settings.profile, backfill=backfill)
+            with_users = bus.settings.nats_user is not None
         typer.echo(f"{name} may mark; name it under `evaluators` in a spec, and run it: llamaduo evaluator run …")
+        if with_users:
+            typer.echo(f"its user of the bus: python -m deploy.nats.users --evaluator {name} (docs/security.md)")
 
     run(work())
 

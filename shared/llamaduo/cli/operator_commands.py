@@ -22,7 +22,7 @@ Round = Annotated[int | None, typer.Option("--round", min=0, help="Which round's
 
 
 def pause(migration: Which, why: Why = "", command_id: Again = None) -> None:
-    """Take up no new work of a migration; work in hand is finished."""
+    """Stop a migration's work within seconds, and take up none. What is in hand goes on after `resume`."""
     _ask("pause", migration, why, command_id)
 
 

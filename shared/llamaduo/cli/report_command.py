@@ -99,6 +99,8 @@ def status(
             typer.echo("no migrations yet")
         for row in rows:
             typer.echo(line_of_migration(row))
+            for line in why_it_stands(row):
+                typer.echo(f"    {line}")
 
     run(work())
 
@@ -119,7 +121,8 @@ async def _service_row(child: ChildNote) -> dict[str, object]:
 def migration_row(view: MigrationView) -> dict[str, object]:
     """What `status` says of a migration."""
     from llamaduo.cli.watching import show_marks
-    from llamaduo.events import MigrationStopped
+    from llamaduo.events import MigrationCancelled, MigrationStopped
+    from llamaduo.migrations.stop_advice import next_thing_to_do
 
     decided = [decision for n in view.rounds if (decision := view.decision(n)) is not None]
     return {
@@ -130,6 +133,8 @@ def migration_row(view: MigrationView) -> dict[str, object]:
         "requested_at": view.request.at.isoformat() if view.request else None,
         "marks": show_marks(decided[-1].marks) if decided else "",
         "rule": view.ended.rule if isinstance(view.ended, MigrationStopped) else None,
+        "reason": view.ended.reason if isinstance(view.ended, MigrationStopped | MigrationCancelled) else "",
+        "what_to_do": next_thing_to_do(view),
         "dead_letters": len(view.failures),
     }
 
@@ -146,3 +151,9 @@ def line_of_migration(row: Mapping[str, object]) -> str:
         f"{letters} dead letter{'s' if letters != 1 else ''} (llamaduo dlq list)" if letters else "",
     ]
     return "  ".join(part for part in parts if part)
+
+
+def why_it_stands(row: Mapping[str, object]) -> list[str]:
+    """Why a migration does not go on, and what to do; nothing where it does or has completed."""
+    todo = row["what_to_do"]
+    return [str(line) for line in (row["reason"], f"what to do: {todo}" if todo else "") if line]

@@ -17,14 +17,22 @@ class What(StrEnum):
     events = "events"
 
 
-def bootstrap() -> None:
+def bootstrap(
+    max_bytes: Annotated[
+        int | None, typer.Option(help="The log's limit in bytes, -1 for none; it refuses what is beyond.", min=-1)
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, max=5, help="Keep all of it on so many servers of a cluster: with 3 one may be lost."),
+    ] = None,
+) -> None:
     """Create or update streams, consumers and buckets on a bus. Safe to repeat; `up` does it by itself."""
     from llamaduo.bus import topology
     from llamaduo.cli.connect import run, the_bus
 
     async def work() -> None:
         async with the_bus() as bus:
-            await topology.bootstrap(bus.js, profile=bus.settings.profile)
+            await topology.bootstrap(bus.js, profile=bus.settings.profile, max_bytes=max_bytes, replicas=replicas)
         typer.echo("the bus is set up")
 
     run(work())

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from llamaduo.built_in_evaluators import ON_WISH
 from llamaduo.cli.nats_server import PREFERRED_PORT, answers, free_port, nats_program
 from llamaduo.cli.processes import Child, Program, Supervisor, tail
+from llamaduo.cli.server_room import restart_when_there_is_room
 from llamaduo.cli.state import ChildNote, UpNote, exclusive, remove_note, write_note
 from llamaduo.errors import LlamaDuoError, UserInputError
 
@@ -26,7 +27,10 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "judge-llm-judge": ("services.judge", "--evaluator", "llm-judge"),
     "verdict": ("services.verdict",),
 }
-CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise")
+GATEWAY = {"gateway": ("services.gateway",)}
+GATEWAY_VARIABLE = "LLAMADUO_GATEWAY_FILE"
+"""Only where it is set there are aliases for a gateway to answer."""
+CALL_A_PROVIDER = ("synthesizer", "judge-llm-judge", "judge-pairwise", "gateway")
 """The only services that are given the environment's API keys."""
 ENGINE_KEYS = ("LLAMADUO_ENGINE_API_KEY", "LLAMADUO_ENGINE_API_KEY_FILE")
 """For inference alone."""
@@ -49,6 +53,7 @@ class Plan:
     emulator: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
     evaluators: tuple[str, ...] = ()
+    say: Callable[[str], None] = print
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self) -> None:
@@ -66,6 +71,8 @@ class Plan:
     def services(self) -> dict[str, tuple[str, ...]]:
         """Module and arguments of each service to run, in the order in which they start."""
         wanted = {name: module for name, module in SERVICES.items() if name not in self.without}
+        if self.environment.get(GATEWAY_VARIABLE):
+            wanted |= GATEWAY
         return wanted | {f"judge-{name}": ("services.judge", "--evaluator", name) for name in self.evaluators}
 
 
@@ -172,13 +179,17 @@ async def running(plan: Plan) -> AsyncIterator[System]:
         system = System(plan, f"nats://127.0.0.1:{port}", Supervisor())
         keys = sorted(name for name, value in plan.environment.items() if value and is_key_name(name))
 
+        guard: asyncio.Task[None] | None = None
+
         def note() -> None:
             children, emulator = system.child_notes(), system.emulator_url
-            write_note(plan.state, UpNote(os.getpid(), system.nats_url, started, children, emulator, keys))
+            with contextlib.suppress(OSError):  # on a full disk the children are looked after all the same
+                write_note(plan.state, UpNote(os.getpid(), system.nats_url, started, children, emulator, keys))
 
         system.supervisor = Supervisor(changed=note)
         try:
             server = await system.supervisor.start(nats_program(plan.state, port))
+            guard = asyncio.create_task(restart_when_there_is_room(server, plan.say), name="room")
             await _until_server_answers(system, server)
             await set_bus_up(system)
             if plan.emulator is not None:
@@ -188,8 +199,25 @@ async def running(plan: Plan) -> AsyncIterator[System]:
                 await system.supervisor.start(service_program(plan, service, system.nats_url))
             yield system
         finally:
+            if guard is not None:
+                guard.cancel()
             await _stop(system)
             remove_note(plan.state)
+
+
+@contextlib.asynccontextmanager
+async def own_server(state: Path) -> AsyncIterator[str]:
+    """The state folder's nats-server alone, for a command that needs its data; its URL. The caller holds the folder.
+
+    LlamaDuoError if it does not come up.
+    """
+    port = free_port()
+    system = System(Plan(state), f"nats://127.0.0.1:{port}", Supervisor())
+    try:
+        await _until_server_answers(system, await system.supervisor.start(nats_program(state, port)))
+        yield system.nats_url
+    finally:
+        await _stop(system)
 
 
 async def _stop(system: System) -> None:
@@ -251,11 +279,15 @@ async def problems_of(port: int | None) -> list[str] | None:
         return None
     import aiohttp
 
+    from llamaduo.tls import http_session
+
+    # A service of ours has our environment, and so TLS where that says so.
+    scheme = "https" if os.environ.get("LLAMADUO_HTTP_CERT") else "http"
     try:
         timeout = aiohttp.ClientTimeout(total=2)
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://127.0.0.1:{port}/readyz") as response,
+            http_session(timeout=timeout) as session,
+            session.get(f"{scheme}://127.0.0.1:{port}/readyz") as response,
         ):
             body = await response.json()
             return [str(problem) for problem in body.get("problems", [])] if response.status != 200 else []

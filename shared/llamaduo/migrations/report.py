@@ -34,7 +34,7 @@ from llamaduo.migrations.report_trust import TrustPart, trust_of
 from llamaduo.migrations.report_warnings import warnings_of
 from llamaduo.migrations.seconds import Seconds, seconds_within, spans_of
 from llamaduo.migrations.spec import ServiceLLM
-from llamaduo.migrations.stop_advice import what_to_do
+from llamaduo.migrations.stop_advice import next_thing_to_do
 
 Status = Literal["running", "completed", "stopped", "cancelled"]
 
@@ -160,7 +160,9 @@ class Report(Part):
     stage: str
     stopped_rule: str | None = None
     ended_because: str = ""
-    what_to_do: str = Field("", description="the next thing to do where a rule stopped it")
+    what_to_do: str = Field(
+        "", description="the next thing to do where it does not go on: stopped, paused, cancelled"
+    )
     requested_at: datetime | None = None
     ended_at: datetime | None = None
     base_model: BaseModelPart = BaseModelPart()
@@ -376,7 +378,7 @@ def build_report(view: MigrationView, now: datetime) -> Report:
         stage=view.stage,
         stopped_rule=ended.rule if isinstance(ended, MigrationStopped) else None,
         ended_because=ended.reason if ended else "",
-        what_to_do=what_to_do(ended.rule) if isinstance(ended, MigrationStopped) else "",
+        what_to_do=next_thing_to_do(view),
         requested_at=request.at if request else None,
         ended_at=ended.at if ended else None,
         base_model=BaseModelPart(

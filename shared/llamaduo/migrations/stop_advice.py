@@ -1,8 +1,13 @@
-"""What to do when a rule has ended a migration: one line a rule, for `watch` and the report."""
+"""What to do when a migration does not go on: one line for each reason, for `watch`, `status` and the report."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from llamaduo.events import MigrationCancelled, MigrationStopped
+
+if TYPE_CHECKING:
+    from llamaduo.migrations.fold import MigrationView
 
 ADVICE: Final[dict[str, str]] = {
     "rounds": "look at marks by round: still rising, raise budgets.rounds or synthesis.rows_per_round; flat, take "
@@ -24,3 +29,19 @@ ADVICE: Final[dict[str, str]] = {
 def what_to_do(rule: str) -> str:
     """The advice on a stop; "" for a rule of another version."""
     return ADVICE.get(rule, "")
+
+
+PAUSED: Final = "llamaduo resume MIGRATION goes on; llamaduo cancel MIGRATION ends it"
+CANCELLED: Final = (
+    "nothing more; what was made stays: llamaduo promote MIGRATION --round N serves an adapter of it, and "
+    "llamaduo migrate SPEC --submission 2 begins anew"
+)
+
+
+def next_thing_to_do(view: MigrationView) -> str:
+    """The advice on a migration that a rule, a pause or a cancel keeps from going on; "" for any other."""
+    if isinstance(view.ended, MigrationStopped):
+        return what_to_do(view.ended.rule)
+    if isinstance(view.ended, MigrationCancelled) or (view.ended is None and view.cancel is not None):
+        return CANCELLED
+    return PAUSED if view.ended is None and view.paused else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamaduo.errors import ServiceLLMRefused
 from llamaduo.migrations.spec import Budgets
-from llamaduo.service_llm import prices
+from llamaduo.service_llm import metrics, prices
 from llamaduo.service_llm.budget import Amount, Door
 from llamaduo.service_llm.call import Call
 from llamaduo.service_llm.clock import Clock
@@ -46,12 +46,14 @@ class Books:
             entry = await self.ledger.closed(call.key, attempt, "failed", str(error))
             await self._settle(call, budgets, entry, attempt, bought)
             raise
+        metrics.note_answer(call.llm, reply, bought.money, None if batched else bought.ended - began)
         self._tally.note(call, entry)
         await self._settle(call, budgets, entry, attempt, bought)
         return entry
 
     async def no_answer(self, call: Call, budgets: Budgets, attempt: str, failure: SendFailed) -> None:
         """Close the attempt. What may have been paid stays held; what was not is given back."""
+        metrics.note_failure(call.llm, failure.kind)
         paid = failure.kind == "unknown"
         await self.ledger.closed(
             call.key, attempt, "unknown" if paid else "failed", str(failure), limited=failure.kind == "limited"

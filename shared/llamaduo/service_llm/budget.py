@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from llamaduo.bus.kv import KeyValue
 from llamaduo.errors import BudgetExhausted
 from llamaduo.migrations.spec import Budgets
+from llamaduo.service_llm import metrics
 from llamaduo.service_llm.cas import change
 from llamaduo.service_llm.clock import Clock
 
@@ -95,6 +96,8 @@ class Door:
         """
         if _limited(budgets):
             refused = await self._commit(migration, _Hold(attempt, most, budgets))
+            if isinstance(refused, BudgetExhausted):
+                metrics.BUDGET_REFUSALS.labels(refused.what).inc()
             if refused is not None:
                 raise refused
 

@@ -23,7 +23,7 @@ from llamaduo.errors import (
 from llamaduo.event_parts import CallCounts
 from llamaduo.identity import seed_of
 from llamaduo.migrations.spec import Budgets, ServiceLLM
-from llamaduo.service_llm import prices
+from llamaduo.service_llm import metrics, prices
 from llamaduo.service_llm.answers import answer_of
 from llamaduo.service_llm.batches import Batches, Tell
 from llamaduo.service_llm.books import Books
@@ -143,13 +143,15 @@ class ServiceLLMClient:
             try:
                 entry = await self._join(flight)
             except _Dropped:
-                continue
+                pass
             except BudgetExhausted:
                 if started or flight.migration == call.migration:
                     raise
-                continue
-            self._tally.note(call, entry)
-            return answer_of(call, entry, from_ledger=not (started and flight.sent))
+            else:
+                self._tally.note(call, entry)
+                return answer_of(call, entry, from_ledger=not (started and flight.sent))
+            # A flight that has ended leaves the list in the event loop's next turn, and joining it waits for nothing.
+            await asyncio.sleep(0)
 
     async def ask_all(self, calls: Sequence[Call], budgets: Budgets) -> list[Answer | LlamaDuoError]:
         """Ask many calls, as many at once as the spec allows; one result a call, in order.
@@ -271,7 +273,8 @@ class ServiceLLMClient:
                 continue
             try:
                 async with self._room(call.llm):
-                    slot = await self._permits.take(call.llm, most.tokens)
+                    with metrics.waiting(call.llm):
+                        slot = await self._permits.take(call.llm, most.tokens)
                     outcome = await self._attempt(call, budgets, flight, entry, most, slot)
             except BudgetHeld as held:
                 # A hold that no live call has any more would be waited for in vain.

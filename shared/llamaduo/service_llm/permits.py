@@ -23,6 +23,7 @@ from llamaduo.bus.kv import KeyValue
 from llamaduo.errors import ProviderDown
 from llamaduo.identity import content_digest
 from llamaduo.migrations.spec import ServiceLLM
+from llamaduo.service_llm import metrics
 from llamaduo.service_llm.cas import change
 from llamaduo.service_llm.clock import Clock
 from llamaduo.service_llm.pace import LATEST_S, NotBefore, Pace, Slot
@@ -93,6 +94,10 @@ class Permits:
         """Whether the provider was down when this replica last looked."""
         return rate_key(llm) in self._down
 
+    def _note_down(self, llm: ServiceLLM, down: bool) -> None:
+        (self._down.add if down else self._down.discard)(rate_key(llm))
+        metrics.note_circuit(llm, is_open=down)
+
     async def hold(self, llm: ServiceLLM, seconds: float) -> None:
         """Give out no slot for so long, to any replica: the provider asked for patience."""
         until = self._clock.now() + seconds
@@ -115,7 +120,7 @@ class Permits:
             self._correct(llm, slot, tokens)
         self._failures.pop(rate_key(llm), None)
         if slot.probe:
-            self._down.discard(rate_key(llm))
+            self._note_down(llm, False)
             await self._change(llm, lambda pace: pace.close(slot.probe))
 
     async def failed(self, llm: ServiceLLM, slot: Slot, retry_after: float | None = None) -> None:
@@ -124,14 +129,14 @@ class Permits:
         self._failures[key] += 1
         if slot.probe or self._failures[key] >= FAILURES_IN_A_ROW:
             self._failures.pop(key)
-            self._down.add(key)
+            self._note_down(llm, True)
             self._clear(llm)
             now = self._clock.now()
             await self._change(llm, lambda pace: pace.trip(now, slot.probe, retry_after or 0.0))
 
     async def _fill(self, gate: _Gate, llm: ServiceLLM) -> bool:
         """Take a block of slots; or wait a moment, False."""
-        key, sizes, asker = rate_key(llm), list(gate.waiting.values()), uuid4().hex
+        sizes, asker = list(gate.waiting.values()), uuid4().hex
 
         def step(pace: Pace) -> list[Slot] | NotBefore:
             return pace.grant(self._clock.now(), llm, sizes, asker)
@@ -142,11 +147,11 @@ class Permits:
         gate.probed_since = (gate.probed_since or now) if probed else None
         if not isinstance(granted, NotBefore):
             if not granted[0].probe:
-                self._down.discard(key)
+                self._note_down(llm, False)
             gate.slots.extend(granted)
             return True
         if granted.why != "tokens":
-            self._down.add(key)
+            self._note_down(llm, True)
             waits = granted.at - now if gate.probed_since is None else now - gate.probed_since
             if waits > PATIENCE_S:
                 raise ProviderDown(f"{llm.model}: the provider is down", delay=min(granted.at - now, waits))

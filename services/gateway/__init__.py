@@ -1,0 +1,1 @@
+"""The gateway: one OpenAI-compatible address for applications, whoever answers behind it."""
