@@ -46,7 +46,10 @@ def learn_environment(environment: Mapping[str, str]) -> None:
     """
     for name, value in environment.items():
         if is_secret_name(name):
-            learn(_in_file(value) if name.upper().endswith("_FILE") else value)
+            if name.upper().endswith("_FILE"):
+                learn(_in_file(value))
+            elif not _is_file(value):  # where a key of TLS lies is no secret
+                learn(value)
         elif "@" in value:
             with contextlib.suppress(ValueError):
                 learn(urlsplit(value).password)
@@ -75,6 +78,12 @@ def forms_of(secret: str) -> set[str]:
         if len(inner) >= SHORTEST:
             forms |= {inner, inner.replace("+", "-").replace("/", "_")}
     return forms
+
+
+def _is_file(value: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Path(value).is_file()
+    return False
 
 
 def _in_file(name: str) -> str | None:

@@ -35,7 +35,9 @@ def all_settings() -> list[type[BaseSettings]]:
 
 @pytest.mark.parametrize("model", all_settings(), ids=lambda model: model.__name__)
 def test_every_setting_that_is_a_secret_is_masked_however_settings_are_shown(model: type[BaseSettings]) -> None:
-    secrets = [name for name in model.model_fields if is_secret_name(name) and not name.endswith("_file")]
+    # A path to a file with a secret is none itself.
+    fields = model.model_fields.items()
+    secrets = [name for name, field in fields if is_secret_name(name) and "Path" not in str(field.annotation)]
     given: dict[str, Any] = dict.fromkeys(secrets, "canary-of-a-setting")
     made = model(**given)
     for name in secrets:
@@ -92,10 +94,14 @@ def test_variables_files_and_urls_are_learnt(tmp_path: Path) -> None:
             "OTHER_TOKEN_FILE": str(tmp_path / "missing"),
             "LLAMADUO_NATS_URL": "nats://me:unit-password-in-url@bus:4222",
             "PATH": "/usr/bin",
+            "LLAMADUO_NATS_KEY": str(tmp_path / "token"),
+            "LONG_KEY": "unit-long-key" * 1000,
         }
     )
     text = masked("sk-unit-variable hf_unit_from_a_file unit-password-in-url /usr/bin")
     assert text == f"{MASK} {MASK} {MASK} /usr/bin"
+    assert masked(f"cannot read {tmp_path / 'token'}") == f"cannot read {tmp_path / 'token'}"
+    assert masked("unit-long-key" * 1000) == MASK
 
 
 def test_logs_and_reasons_of_failures_are_masked() -> None:
