@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llamaduo.bus import topology
+from llamaduo.bus.desk import Work
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.events import Event
 from tests.simulated import dataset, trained
 from tests.support import connected, nats_server, service_settings, serving

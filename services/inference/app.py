@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from llamaduo.artifacts import put_bytes, read_bytes
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.desk import Work
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.datasets import dump_rows, load_rows
 from llamaduo.errors import LlamaDuoError, PermanentError
 from llamaduo.event_parts import Adapter, WorkSpan

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 
 from llamaduo.artifacts import ArtifactStore, put_bytes, read_bytes
+from llamaduo.bus.desk import Work
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.datasets import Row, dataset_digest, dump_rows, load_rows
 from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.event_parts import ArtifactRef, CallCounts, Split, WorkSpan

@@ -13,10 +13,10 @@ from llamaduo.accelerator import WAITING, Accelerator
 from llamaduo.artifacts import ArtifactStore
 from llamaduo.base_models import ResolvedBase, resolve
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.desk import Work
 from llamaduo.bus.kv import KeyValue
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.bus.work import is_done
 from llamaduo.errors import PermanentError, UserInputError
 from llamaduo.event_parts import Adapter, WeakRow, WorkSpan

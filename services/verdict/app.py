@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.desk import Work
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import TIMINGS
 from llamaduo.errors import LlamaDuoError, RetryableError
 from llamaduo.events import Event

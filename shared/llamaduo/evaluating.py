@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llamaduo.artifacts import read_bytes
+from llamaduo.bus.desk import Work
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.bus.topology import durable_for_evaluator
 from llamaduo.datasets import ShardRow, load_shard
 from llamaduo.errors import PermanentError

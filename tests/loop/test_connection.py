@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.desk import Work
 from llamaduo.bus.mirror import Mirror
 from llamaduo.bus.service import GONE, Service
-from llamaduo.bus.settling import Work
 from llamaduo.errors import RetryableError
 from llamaduo.events import Event
 from tests.support import NatsServer, bus_settings, connected, environment, nats_server, service_settings, until

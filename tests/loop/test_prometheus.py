@@ -20,8 +20,8 @@ import pytest
 import yaml
 from aiohttp import web
 
+from llamaduo.bus.desk import Work
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.events import AdapterTrained, DatasetReady, Event, MigrationCompleted
 from llamaduo.telemetry import JsonLines
 from tests.faults.run import spec, wait_ready

@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.desk import Work
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.bus.work import Record
 from llamaduo.errors import BudgetExhausted
 from llamaduo.events import DatasetReady, Event

@@ -13,8 +13,9 @@ import pytest
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import list_dead, replay
+from llamaduo.bus.desk import Work
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Message, Work
+from llamaduo.bus.settling import Message
 from llamaduo.bus.work import claim
 from llamaduo.errors import BudgetExhausted, PermanentError, RetryableError
 from llamaduo.event_parts import Adapter

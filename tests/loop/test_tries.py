@@ -14,9 +14,9 @@ from llamaduo.artifacts import put_bytes
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import list_dead, replay
+from llamaduo.bus.desk import Work
 from llamaduo.bus.kv import NatsKeyValue
 from llamaduo.bus.service import Service
-from llamaduo.bus.settling import Work
 from llamaduo.bus.work import Lease
 from llamaduo.datasets import Row, dump_rows
 from llamaduo.errors import NotYet, PermanentError, RetryableError

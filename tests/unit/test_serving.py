@@ -12,7 +12,7 @@ import pytest
 
 from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes, read_bytes
 from llamaduo.bus.connection import Bus
-from llamaduo.bus.settling import Work
+from llamaduo.bus.desk import Work
 from llamaduo.datasets import Message, dump_rows, load_shard, make_row
 from llamaduo.errors import AdapterRejected, PermanentError
 from llamaduo.event_parts import Adapter, Candidate

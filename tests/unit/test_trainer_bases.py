@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from llamaduo.artifacts import ArtifactStore, ObjectStoreArtifacts, put_bytes
-from llamaduo.bus.settling import Work
+from llamaduo.bus.desk import Work
 from llamaduo.datasets import Message, dump_rows, make_row
 from llamaduo.errors import PermanentError
 from llamaduo.event_parts import Candidate

@@ -21,8 +21,9 @@ from nats.js.errors import APIError, NotFoundError
 from llamaduo import tls
 from llamaduo.bus import topology
 from llamaduo.bus.connection import Bus
+from llamaduo.bus.desk import Desk, Handler
 from llamaduo.bus.mirror import Mirror
-from llamaduo.bus.settling import Desk, Handler, Settling, run_in_hand
+from llamaduo.bus.settling import Settling, run_in_hand
 from llamaduo.errors import LlamaDuoError, RetryableError, UserInputError, describe
 from llamaduo.event_parts import CallCounts
 from llamaduo.events import AnyEvent, CancelRequested, PauseRequested

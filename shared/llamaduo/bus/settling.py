@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,10 @@ from faststream import BaseMiddleware
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from llamaduo.bus.connection import Bus
 from llamaduo.bus.dead_letters import bury
+from llamaduo.bus.desk import Desk, Handler, Work
 from llamaduo.bus.keeping import HandedBack, beat, commit
-from llamaduo.bus.mirror import Mirror
-from llamaduo.bus.progress import Progress
-from llamaduo.bus.topology import Durable, ServiceContract, Timing
+from llamaduo.bus.topology import Durable
 from llamaduo.bus.trace import job_on
 from llamaduo.bus.work import Exhausted, Finished, Lease, Wait, claim, excuse, excused, record_of
 from llamaduo.errors import (
@@ -50,13 +48,11 @@ from llamaduo.events import (
     event_of,
     parse_event,
 )
-from llamaduo.migrations.fold import MigrationView
 from llamaduo.telemetry import DEAD_LETTERS, JOB_SECONDS, JOBS, WORK_IN_HAND, log_lines_about
 
 if TYPE_CHECKING:
     from faststream.message import StreamMessage
 
-    from llamaduo.bus.tracing import Tracing
 
 log = logging.getLogger(__name__)
 ACK_TIMEOUT_S = 5.0
@@ -64,95 +60,6 @@ LEAVING_PAUSE_S = 0.2
 """Before others get a message that came to a service that is leaving: without it, two that leave play ping-pong."""
 AFTER_THE_END = (PromoteRequested, RollbackRequested)
 """What is worked on for a migration that has ended, too."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a handler knows of the job beside the event: use it to read, to report progress, never to settle."""
-
-    bus: Bus
-    mirror: Mirror
-    service: str
-    replica: str
-    role: str
-    job: str
-    attempt: int
-    seq: int
-
-    async def view(self, migration: str) -> MigrationView:
-        """The migration's view, from the log itself where it has ended.
-
-        NotYet where it is not known here, PermanentError where the log has no such migration.
-        """
-        view = self.mirror.get(migration)
-        if view is None and self.mirror.has_ended(migration):
-            view = MigrationView(migration)
-            async for logged in self.bus.log(follow=False):
-                view.add(logged.event)
-        if view is None or view.spec is None:
-            if self.mirror.has_read(self.seq):  # whoever asks for work has seen the submission: it would stand before
-                raise PermanentError(f"nobody has submitted a migration {migration}")
-            raise NotYet(f"the spec of {migration} has not been replayed here yet", delay=0.5)
-        return view
-
-    async def progress(self, event: Event, stage: str, done: float, total: float, note: str = "") -> None:
-        """Tell who watches how far this job is."""
-        await self.bus.progress(
-            Progress(
-                service=self.service,
-                replica=self.replica,
-                migration=event.migration,
-                round=getattr(event, "round", None),
-                stage=stage,
-                done=done,
-                total=total,
-                note=note,
-            )
-        )
-
-
-Handler = Callable[[Any, Work], Awaitable[Sequence[Event]]]
-
-
-@dataclass
-class Desk:
-    """What all messages of one service share: who we are, what is in hand, whether we are leaving."""
-
-    bus: Bus
-    mirror: Mirror
-    service: str
-    replica: str
-    contract: ServiceContract
-    timing: Timing
-    roles: dict[str, tuple[Durable, Handler]]
-    bought_by: Callable[[str], CallCounts] = lambda _job: CallCounts()
-    """What a job has bought of the service LLM since it was taken up here; asked once, when it is over."""
-    tracing: Tracing | None = None
-    running: dict[asyncio.Task[Any], str | None] = field(default_factory=dict)
-    """Work in hand, with the migration whose end or cancelling stops it; None where nothing does."""
-    withdrawn: set[asyncio.Task[Any]] = field(default_factory=set)
-    stopping: bool = False
-
-    def withdraw(self, migration: str) -> None:
-        """Stop what is in hand for a migration that was cancelled or has ended."""
-        for task, of in list(self.running.items()):
-            if of == migration and not task.done():
-                self.withdrawn.add(task)
-                task.cancel()
-
-    def put_down(self, migration: str) -> None:
-        """Hand back what is in hand for a migration that was paused: it comes again, and waits."""
-        for task, of in list(self.running.items()):
-            if of == migration and not task.done():
-                task.cancel()
-
-    async def hand_back(self) -> None:
-        """Cancel everything in hand and wait until each job was stopped; `stopping` keeps new ones out."""
-        tasks = list(self.running)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=18)
 
 
 IN_HAND: ContextVar[tuple[Handler, AnyEvent, Work] | None] = ContextVar("in_hand", default=None)
