@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,8 @@ def main() -> None:
         if benchmark.options is not None:
             benchmark.options(own)
     chosen = parser.parse_args()
+    # So that what a benchmark has started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
     async def run() -> dict[str, Any]:
         return await BENCHMARKS[chosen.name].run(chosen)

@@ -26,7 +26,7 @@ BELONGS = {
     # package -> (where it is declared, where it is used)
     "faststream": ("core", "shared/llamaduo/bus"),
     "nats-py": ("core", "shared/llamaduo/bus"),
-    "pydantic": ("core", "shared/llamaduo/events.py"),
+    "pydantic": ("core", "shared/llamaduo/events"),
     "aiohttp": ("core", "services/emulator"),
     "obstore": ("core", "shared/llamaduo/artifacts.py"),
     "pydantic-ai-slim": ("synthesizer", "shared/llamaduo/service_llm"),
