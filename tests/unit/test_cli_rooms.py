@@ -98,7 +98,7 @@ def test_up_can_run_every_evaluator_of_the_judge_and_names_them_where_it_cannot(
 
 def test_the_doctor_mends_what_it_finds(tmp_path: Path) -> None:
     findings = examine(Machine(tmp_path / "state", {}, tmp_path))
-    assert len(findings) == len(CHECKS)
+    assert len(findings) == len(CHECKS) + 1  # and the room in the log
     for finding in findings:
         assert finding.detail
         assert bool(finding.mend) == (finding.state != "ok")
@@ -140,7 +140,7 @@ def test_where_only_the_command_line_is_installed_the_doctor_looks_for_the_bus(
     monkeypatch.setattr(doctor, "has_services", lambda: False)
     environment = {"LLAMADUO_NATS_URL": "nats://127.0.0.1:1"}
     found = {finding.name: finding.state for finding in examine(Machine(tmp_path, environment, tmp_path))}
-    assert found == {"Python": "ok", "bus": "need", "keys": "want"}
+    assert found == {"Python": "ok", "bus": "need", "keys": "want", "log": "want"}
 
 
 @pytest.mark.parametrize(("gib", "state"), [(6, "want"), (7.6, "ok"), (16, "ok")])
