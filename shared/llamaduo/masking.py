@@ -19,6 +19,8 @@ MASK = "***"
 SHORTEST = 6
 """Characters; a shorter one would mask words that are no secret."""
 _LARGEST_FILE = 64 * 1024
+_PATHS = re.compile(r"LLAMADUO_(NATS|HTTP|EMULATOR_TLS)_KEY", re.IGNORECASE)
+"""Variables that say where a key of TLS lies."""
 _SECRET_NAME = re.compile(r"(KEY|SECRET|TOKEN|PASSWORD)(_FILE)?", re.IGNORECASE)
 
 
@@ -57,9 +59,8 @@ def learn_environment(environment: Mapping[str, str]) -> None:
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable or setting of this name holds a secret, or names the file of one: by its last words."""
-    return (
-        _SECRET_NAME.fullmatch("_".join(name.split("_")[-(2 if name.upper().endswith("_FILE") else 1) :])) is not None
-    )
+    words = "_".join(name.split("_")[-(2 if name.upper().endswith("_FILE") else 1) :])
+    return _SECRET_NAME.fullmatch(words) is not None and _PATHS.fullmatch(name) is None
 
 
 def masked(text: str) -> str:

@@ -222,7 +222,7 @@ async def test_no_row_is_lost_or_doubled_when_gateway_and_bus_are_killed_in_mid_
                 gateway.stop()
     rows = [json.loads(line) for file in files for line in file.splitlines()]
     ids = [row["id"] for row in rows]
-    assert len({event.id for event in events}) == len(events) > 3
+    assert len({event.id for event in events}) == len(events) >= 2
     assert len(ids) == len(set(ids)), "a row came twice"
     assert set(traffic.answered) <= set(ids), "an answer that a caller has got was not captured"
     # Beyond those at most what was in flight at each kill.

@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from llamaduo.cli.doctor import Machine
 from llamaduo.cli.log_room import log_room
 from llamaduo.cli.system import SERVICES, Plan, running
 from llamaduo.errors import BusFull
-from llamaduo.events import DatasetReady, MigrationCompleted, WorkFailed
+from llamaduo.event_parts import ArtifactRef
+from llamaduo.events import MigrationCompleted, TrafficCaptured, WorkFailed
 from llamaduo.migrations.fold import MigrationView
 from llamaduo.service_llm.cas import change
 from llamaduo.service_llm.clock import SystemClock
@@ -42,8 +44,11 @@ def server(tmp_path: Path) -> Any:
         yield running
 
 
-def dataset(number: int) -> DatasetReady:
-    return DatasetReady(migration="m-1", round=number, splits={}, rows={}, digest="0" * 64)
+def captured(number: int) -> TrafficCaptured:
+    """An event that sets off no work."""
+    now, sha256 = datetime.now(UTC), f"{number:064x}"
+    ref = ArtifactRef(uri=f"obj:{sha256}", sha256=sha256, size=1, media_type="application/x-ndjson")
+    return TrafficCaptured(migration="traffic-t", alias="t", traffic=ref, rows=1, first=now, last=now)
 
 
 async def nothing_lost_and_nothing_twice(bus: Bus, view: MigrationView, url: str) -> None:
@@ -83,7 +88,7 @@ async def test_with_a_full_log_everybody_waits_and_goes_on(
             assert "the log is full" in problem and "llamaduo bootstrap --max-bytes" in problem
             with pytest.raises(BusFull, match="bootstrap --max-bytes"):  # a command does not wait
                 for number in range(1000):  # small ones may still fit
-                    await bus.publish(dataset(number))
+                    await bus.publish(captured(number))
             machine = Machine(tmp_path, {"LLAMADUO_NATS_URL": server.url}, tmp_path)
             found = await asyncio.to_thread(log_room, machine)
             assert found.state == "need" and "full" in found.detail and found.mend.startswith("llamaduo bootstrap")
@@ -169,10 +174,10 @@ async def test_each_kind_of_write_waits_for_room(tmp_path: Path) -> None:
             with pytest.raises(BusFull, match="make room on the disk"):
                 await put_bytes(await bus.artifacts(), b"a row", "text/plain")
             with pytest.raises(BusFull, match="make room on the disk"):
-                await bus.publish(dataset(0))
+                await bus.publish(captured(0))
             with pytest.raises(BusFull, match="make room on the disk"):
                 await work.create("a", b"{}")
-            event = asyncio.create_task(patient.publish(dataset(0)))
+            event = asyncio.create_task(patient.publish(captured(0)))
             artifact = asyncio.create_task(put_bytes(store, b"a row", "text/plain"))
             entry = asyncio.create_task(
                 change(work, "b", lambda value: (b"{}" if value is None else None, "written"), SystemClock())
@@ -197,7 +202,7 @@ async def test_who_leaves_waits_no_more(server: NatsServer, tmp_path: Path) -> N
         await topology.bootstrap(bus.js, profile="faults", max_bytes=1000)
         patient = await Bus.connect(bus_settings(server, tmp_path), "patient", patient=True)
         for number in range(10):
-            task = asyncio.create_task(patient.publish(dataset(number)))
+            task = asyncio.create_task(patient.publish(captured(number)))
             await asyncio.wait({task}, timeout=2)
             if not task.done():
                 break
@@ -217,7 +222,7 @@ async def test_up_starts_its_server_anew_once_there_is_room(tmp_path: Path) -> N
             server = system.supervisor.children["nats-server"]
             first = server.pid
             bus = await Bus.connect(BusSettings(nats_url=system.nats_url), "test", patient=True)
-            await bus.publish(dataset(0))
+            await bus.publish(captured(0))
             ballast = fill(disk, leave=65_536)
             writing = asyncio.create_task(bus.republish("dataset.ready", bytes(200_000), {"Nats-Msg-Id": "large"}))
 

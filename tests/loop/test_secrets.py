@@ -122,7 +122,7 @@ def test_a_secret_in_any_spelling_would_be_found(tmp_path: Path) -> None:
 
 
 def test_no_secret_is_in_anything_that_a_run_writes(cli: Cli, tmp_path: Path) -> None:
-    cli.environment |= CANARIES | {"LLAMADUO_LOG_LEVEL": "DEBUG"}
+    cli.environment |= CANARIES | {"LLAMADUO_LOG_LEVEL": "DEBUG", "LLAMADUO_NATS_USER": "operator"}
     written = tmp_path / "printed"
     written.mkdir()
 
