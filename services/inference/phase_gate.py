@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
+
+log = logging.getLogger(__name__)
 
 Phase = Literal["base", "adapter"]
 
@@ -87,6 +90,10 @@ class PhaseGate:
             turn.set_result(None)
 
     async def _settle_then_advance(self) -> None:
-        await self._settle()
+        try:
+            await self._settle()
+        except Exception:
+            # A gate that stays shut would hold up every request for good.
+            log.exception("it is not known whether the engine has settled")
         self._left_early, self._settling = False, None
         self._advance()

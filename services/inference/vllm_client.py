@@ -229,7 +229,7 @@ async def wait_until_idle(client: VllmClient, limit_s: float = 30.0) -> None:
         async with asyncio.timeout(limit_s):
             while await client.busy():  # noqa: ASYNC110 (the server tells only when asked)
                 await asyncio.sleep(0.05)
-    except BROKEN:
+    except (RetryableError, *BROKEN):
         return
 
 

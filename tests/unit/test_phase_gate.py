@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
 import pytest
 
 from services.inference.phase_gate import Phase, PhaseGate
+from services.inference.vllm_client import VllmClient, wait_until_idle
 
 
 class Batch:
@@ -102,3 +104,31 @@ async def test_a_request_that_left_early_is_waited_for_before_the_kind_changes()
     assert batch.settled == 1
     await batch.ask(gate, "base", 1)
     assert batch.settled == 1
+
+
+async def test_what_cannot_be_settled_keeps_nobody_waiting_for_ever() -> None:
+    """The server was killed while a request of one kind was under way; the other kind has its turn all the same."""
+
+    async def settle() -> None:
+        raise OSError("the server is gone")
+
+    batch, gate = Batch(), PhaseGate(settle)
+
+    async def broken() -> None:
+        async with gate.hold("base"):
+            raise OSError("the server is gone")
+
+    with pytest.raises(OSError, match="is gone"):
+        await broken()
+    async with asyncio.timeout(5):
+        await batch.ask(gate, "adapter", 1)
+        await batch.ask(gate, "base", 1)
+
+
+async def test_a_server_that_is_gone_has_settled(tmp_path: Path) -> None:
+    client = VllmClient("http://vllm", socket=tmp_path / "nobody.sock", timeout_s=5)
+    try:
+        async with asyncio.timeout(10):
+            await wait_until_idle(client)
+    finally:
+        await client.close()
