@@ -19,6 +19,7 @@ from llamaduo.events import (
     MigrationStopped,
     ResponsesGenerated,
     WorkFailed,
+    WorkWithdrawn,
 )
 from llamaduo.migrations.fold import MigrationView, fold
 from llamaduo.migrations.report import Report, build_report, report_schema
@@ -105,6 +106,17 @@ def test_what_was_bought_for_work_without_a_result_is_counted_once() -> None:
     after = report_of([*LOG, refused, lost, replayed]).calls
     assert after.made == before.made + 6
     assert after.money == pytest.approx(before.money + 1)
+
+
+def test_work_that_was_given_up_put_back_and_withdrawn_is_counted_once() -> None:
+    before = report_of(LOG).calls
+    bought = CallCounts(made=3, money=0.5)
+    (migration,) = {event.migration for event in LOG}
+    work = {"migration": migration, "consumer": "evaluator-llm-judge", "job": "lost", "calls": bought}
+    given_up = WorkFailed(**work, subject="responses.generated", error="e", attempts=3, dead_letter="a")
+    after = report_of([*LOG, given_up, WorkWithdrawn(**work)]).calls
+    assert after.made == before.made + 3
+    assert after.money == pytest.approx(before.money + 0.5)
 
 
 def test_it_says_what_to_know_before_trusting_it() -> None:

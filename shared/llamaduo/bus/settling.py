@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -155,12 +155,15 @@ class Message:
         """Ack work that nobody waits for, once what came of it, or was bought for it, has been told."""
         if self.durable.leased:
             record = await record_of(await self.desk.bus.bucket("work"), self._key(event))
-            for body in record.results:
-                await self.desk.bus.publish(parse_event(body.encode()))
+            await self._announce_again(record.results)
             in_hand = record.state == "running" and record.until > time.time()  # by who will tell of more
             if not record.results and record.bought.made and not in_hand:
                 await self.desk.bus.publish(self._withdrawn(event, record.bought))
         await self._ack()
+
+    async def _announce_again(self, results: Sequence[str]) -> None:
+        for body in results:
+            await self.desk.bus.publish(parse_event(body.encode()))
 
     def _withdrawn(self, event: AnyEvent, calls: CallCounts) -> WorkWithdrawn:
         return WorkWithdrawn(
@@ -183,8 +186,7 @@ class Message:
             attempts=self.durable.attempts,
         )
         if isinstance(claimed, Finished):
-            for body in claimed.results:
-                await desk.bus.publish(parse_event(body.encode()))
+            await self._announce_again(claimed.results)
             await self._ack()
         elif isinstance(claimed, Wait):
             await self._nack(max(0.1, claimed.seconds))

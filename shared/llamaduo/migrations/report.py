@@ -299,7 +299,9 @@ def _calls(view: MigrationView, wall: float) -> CallsPart:
 
 
 def _done_after_all(view: MigrationView, failure: WorkFailed) -> bool:
-    """Whether the work that was given up has a result."""
+    """Whether the work that was given up has a result, or was put back and withdrawn: that tells of its calls."""
+    if any((one.consumer, one.job) == (failure.consumer, failure.job) for one in view.of_type(WorkWithdrawn)):
+        return True
     asked = view.events.get(failure.job)
     if isinstance(asked, ResponsesGenerated):
         marked = view.scored(asked.candidate.key, asked.split, failure.consumer.removeprefix("evaluator-"))
